@@ -1,0 +1,15 @@
+//! qvac-ft: LoRA fine-tuning of ternary (BitNet b1.58) language models on ggml.
+//!
+//! The layers, from the top; imports go down only (`tests/architecture.rs` holds them to it):
+//! `cli` → `commands` → engines (`data`, `train`, `eval`, `synth`, `export`) → `model` → `ggml`, `llama`.
+
+pub mod cli;
+pub mod commands;
+pub mod data;
+pub mod eval;
+pub mod export;
+pub mod ggml;
+pub mod llama;
+pub mod model;
+pub mod synth;
+pub mod train;
