@@ -6,6 +6,8 @@
 //! What this does not do: interpret keys (`model::hparams`) or split files.
 
 mod parse;
+#[cfg(test)]
+mod tests;
 mod value;
 mod write;
 

@@ -50,7 +50,8 @@ impl Tensor {
         unsafe { self.ptr.as_ref() }
     }
 
-    pub(super) fn context(&self) -> &Context {
+    /// The context it was made in.
+    pub fn context(&self) -> &Context {
         &self.ctx
     }
 

@@ -2,11 +2,10 @@
 //!
 //! Nothing here knows of data, losses or steps. A new architecture is one file in `arch/` and one line in its slice.
 
-pub mod adapter;
 mod arch;
 mod block;
 mod error;
-mod hparams;
+pub mod hparams;
 mod lora;
 mod spec;
 mod weights;

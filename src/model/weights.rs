@@ -178,9 +178,9 @@ impl Loader<'_> {
     fn tensor(&mut self, name: &str, ne: &[i64]) -> Result<Tensor> {
         let path = || self.file.path().into();
         let info = self.file.tensor(name).ok_or_else(|| Error::MissingTensor { path: path(), tensor: name.into() })?;
-        let found: Vec<i64> = info.ne.iter().copied().collect();
-        let trimmed = found.iter().rposition(|&n| n != 1).map_or(1, |i| i + 1);
-        if found[..trimmed] != *ne && found[..ne.len().min(found.len())] != *ne {
+        let fits = (0..info.ne.len()).all(|d| info.ne[d] as i64 == ne.get(d).copied().unwrap_or(1));
+        if !fits {
+            let found = info.ne[..info.n_dims.max(1)].iter().map(|&n| n as i64).collect();
             return Err(Error::TensorShape { path: path(), tensor: name.into(), expected: ne.to_vec(), found });
         }
         let tensor = self.ctx.new_tensor(name, info.dtype, ne)?;

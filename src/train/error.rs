@@ -18,9 +18,9 @@ pub enum Error {
     Data(#[from] data::Error),
     #[error("the engine was built without training")]
     NotTraining,
-    #[error("step {step}: {what} is not finite{}", records(.records))]
+    #[error("step {step}: {what} is not finite{}", named(.records))]
     NonFinite { step: u64, what: &'static str, records: Vec<Origin> },
-    #[error("step {step}: no token contributes to the loss{}", records(.records))]
+    #[error("step {step}: no token contributes to the loss{}", named(.records))]
     NothingTrained { step: u64, records: Vec<Origin> },
     #[error("`{field}` is {found}, {expected} is needed")]
     Config { field: &'static str, found: String, expected: String },
@@ -40,7 +40,7 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// The records to look at, a few of them.
-fn records(origins: &[Origin]) -> String {
+fn named(origins: &[Origin]) -> String {
     const SHOWN: usize = 5;
     if origins.is_empty() {
         return String::new();

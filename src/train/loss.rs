@@ -71,10 +71,10 @@ impl Head<Graph> {
     }
 
     /// The same head with its graphs planned by `plan`.
-    pub fn planned(self, mut plan: impl FnMut(Graph) -> Plan) -> Head {
+    pub fn planned<E>(self, mut plan: impl FnMut(Graph) -> Result<Plan, E>) -> Result<Head, E> {
         let Self { ids, labels, losses, grad, chunk, spare, forward, backward, device_bytes } = self;
-        let (forward, backward) = (plan(forward), backward.map(plan));
-        Head { ids, labels, losses, grad, chunk, spare, forward, backward, device_bytes }
+        let (forward, backward) = (plan(forward)?, backward.map(plan).transpose()?);
+        Ok(Head { ids, labels, losses, grad, chunk, spare, forward, backward, device_bytes })
     }
 }
 

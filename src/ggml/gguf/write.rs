@@ -78,6 +78,12 @@ impl GgufWriter {
         self
     }
 
+    /// Takes a key out again.
+    pub fn remove(&mut self, key: &str) -> &mut Self {
+        self.kv.retain(|(k, _)| k != key);
+        self
+    }
+
     fn put(&mut self, key: &str, raw: Vec<u8>) {
         match self.kv.iter_mut().find(|(k, _)| k == key) {
             Some(slot) => slot.1 = raw,
