@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{bail, Context, Result};
 
-use crate::cache::Tree;
+use crate::cache::{self, Tree};
 use crate::config::Config;
 use crate::tools::Tools;
 
@@ -26,6 +26,10 @@ pub fn compile(config: &Config, tools: &Tools, tree: &Tree, made: &Path) -> Resu
     // Without it the same file compiled in two trees counts as two to ccache.
     build.env("CCACHE_BASEDIR", tree.source().parent().context("tree has no parent")?);
     build.env("CCACHE_NOHASHDIR", "1");
+    if let Some(vulkan) = &tools.vulkan {
+        // Read by `vulkan-shaders/spv-cache.h`.
+        build.env("QVAC_SPV_CACHE", cache::shaders(config, &vulkan.glslc_version)?);
+    }
     run(build, &log, tree)?;
 
     gather(&tree.build().join("lib"), &made.join("lib"), &[".a", ".lib"])?;
