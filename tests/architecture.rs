@@ -3,7 +3,7 @@
 //! These read source text, not meaning: they are quick, and what they miss a reviewer sees. A new module of `src/`
 //! must be placed in `LAYERS`; a file that is neither there nor exempt fails.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -173,7 +173,9 @@ fn engines_neither_print_nor_parse_flags() {
 
 #[test]
 fn files_stay_short() {
-    let rust = ["src", "tests", "llama-sys"].iter().flat_map(|folder| files(&root().join(folder), &[".rs", ".cpp", ".h"]));
+    let rust = ["src", "tests", "llama-sys"]
+        .iter()
+        .flat_map(|folder| files(&root().join(folder), &[".rs", ".cpp", ".h"]));
     let overlay = files(&root().join("patches/overlay"), &[".c", ".cpp", ".h", ".comp", ".glsl", ".metal"]);
     let long: Vec<String> = rust
         .chain(overlay)
@@ -225,13 +227,39 @@ fn no_todo_is_left() {
 }
 
 #[test]
-fn every_patch_is_read_and_documented() {
+fn patch_series_applies_to_the_pin() {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = std::process::Command::new(cargo)
+        .args(["metadata", "--locked", "--format-version=1", "--manifest-path"])
+        .arg(root().join("vendor/Cargo.toml"))
+        .output()
+        .expect("cargo runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let packages = metadata["packages"].as_array().expect("packages");
+    let pinned = packages.iter().find(|package| package["name"] == "llama-cpp-sys-2").expect("the pin");
+    let manifest = Path::new(pinned["manifest_path"].as_str().expect("a path"));
+    let source = manifest.with_file_name("llama.cpp");
+
+    let mut patched = BTreeMap::new();
+    for path in files(&root().join("patches"), &[".patch"]) {
+        for change in patch::parse(&read(&path)).expect("a patch") {
+            let text = patched.remove(&change.path).unwrap_or_else(|| read(&source.join(&change.path)));
+            let after = change.apply(&text);
+            let after = after.unwrap_or_else(|e| panic!("`{}`: `{}`: {e:#}", below_root(&path), change.path));
+            patched.insert(change.path, after);
+        }
+    }
+    assert!(!patched.is_empty(), "no file was patched");
+}
+
+#[test]
+fn every_patch_is_documented() {
     let readme = read(&root().join("patches/README.md"));
     let series = files(&root().join("patches"), &[".patch"]);
     assert!(!series.is_empty(), "no patch found");
     for path in series {
         let name = path.file_stem().expect("a name").to_string_lossy().into_owned();
-        patch::parse(&read(&path)).unwrap_or_else(|e| panic!("`{name}`: {e:#}"));
         assert!(readme.contains(&format!("`{name}`")), "`patches/README.md` does not mention `{name}`");
     }
 }

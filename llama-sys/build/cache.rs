@@ -105,7 +105,7 @@ pub fn get_or_make(config: &Config, key: &str, make: impl FnOnce(&Path) -> Resul
                 let _ = fs::remove_dir_all(&made);
                 return Err(error);
             }
-            fs::rename(&made, &entry)?;
+            fs::rename(&made, &entry).with_context(|| format!("cannot create `{}`", entry.display()))?;
         }
     }
     touch(&entry)?;
