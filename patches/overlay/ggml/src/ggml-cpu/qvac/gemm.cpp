@@ -23,7 +23,7 @@ constexpr int64_t mc_max = 504;  // of 12, 6 and 4: whole register tiles on ever
 constexpr int64_t lda = kc_max + 16;
 constexpr int64_t ldb = nc_max + 16;
 
-constexpr int64_t slot_floats = (mc_max + gemm_mr) * lda + kc_max * ldb;
+constexpr int64_t slot_floats = (mc_max + gemm_mr) * lda + kc_max * ldb + mc_max * nc_max;
 constexpr size_t  slot_bytes  = slot_floats * sizeof(float);
 
 // C[mr][nv * lanes] = (first ? 0 : C) + A[mr][kc] * B[kc][nv * lanes]
@@ -70,15 +70,21 @@ template <size_t... j> tile_fn pick_tile(int mr, int nv, std::index_sequence<j..
 
 // A's rows m0.. of one K block, each contiguous in k.
 void pack_a(const gemm_a & a, int64_t m0, int64_t mc, int64_t k0, int64_t kc, float * dst) {
-    for (int64_t i = 0; i < mc; ++i) {
-        const char * src = a.data + (m0 + i) * a.nb_m + k0 * a.nb_k;
-        float *      row = dst + i * lda;
-        if (a.nb_k == sizeof(float)) {
-            memcpy(row, src, kc * sizeof(float));
-            continue;
+    const char * src = a.data + m0 * a.nb_m + k0 * a.nb_k;
+    if (a.nb_k == sizeof(float)) {
+        for (int64_t i = 0; i < mc; ++i) {
+            memcpy(dst + i * lda, src + i * a.nb_m, kc * sizeof(float));
         }
+        return;
+    }
+    // Sixteen rows at a time: of a transposed A they are one cache line per k.
+    constexpr int64_t step = 16;
+    for (int64_t i0 = 0; i0 < mc; i0 += step) {
+        const int64_t rows = std::min(step, mc - i0);
         for (int64_t k = 0; k < kc; ++k) {
-            memcpy(row + k, src + k * a.nb_k, sizeof(float));
+            for (int64_t i = i0; i < i0 + rows; ++i) {
+                memcpy(dst + i * lda + k, src + i * a.nb_m + k * a.nb_k, sizeof(float));
+            }
         }
     }
 }
@@ -172,10 +178,12 @@ bool in_place(const gemm_b & b, int64_t mc) {
 }
 
 void run_unit(const gemm_batch & g, int64_t k_total, int64_t m0, int64_t mc, int64_t n0, int64_t nc, float * slot) {
-    float *    a      = slot;
-    float *    b      = a + (mc_max + gemm_mr) * lda;
-    float *    c      = g.c + m0 * g.ldc + n0;
-    const bool direct = in_place(g.b, mc);
+    float *      a      = slot;
+    float *      b      = a + (mc_max + gemm_mr) * lda;
+    const bool   across = g.nb_n != sizeof(float);  // C's columns are not adjacent: compute aside, scatter at the end
+    float *      c      = across ? b + kc_max * ldb : (float *) (g.c + m0 * g.nb_m) + n0;
+    const size_t ldc    = across ? nc : g.nb_m / sizeof(float);
+    const bool   direct = in_place(g.b, mc);
     // the last columns are packed even then: a whole vector would read past the row
     const int64_t nc_direct = direct ? nc / vf_lanes * vf_lanes : 0;
 
@@ -185,11 +193,18 @@ void run_unit(const gemm_batch & g, int64_t k_total, int64_t m0, int64_t mc, int
         pack_a(g.a, m0, mc, k0, kc, a);
         if (nc_direct > 0) {
             const float * src = (const float *) (g.b.data + k0 * g.b.nb_row) + n0;
-            macro_tile(first, mc, nc_direct, kc, a, src, g.b.nb_row / sizeof(float), c, g.ldc);
+            macro_tile(first, mc, nc_direct, kc, a, src, g.b.nb_row / sizeof(float), c, ldc);
         }
         if (nc_direct < nc) {
             pack_b(g.b, k0, kc, n0 + nc_direct, nc - nc_direct, b);
-            macro_tile(first, mc, nc - nc_direct, kc, a, b, ldb, c + nc_direct, g.ldc);
+            macro_tile(first, mc, nc - nc_direct, kc, a, b, ldb, c + nc_direct, ldc);
+        }
+    }
+    if (across) {
+        for (int64_t j = 0; j < nc; ++j) {
+            for (int64_t i = 0; i < mc; ++i) {
+                memcpy(g.c + (m0 + i) * g.nb_m + (n0 + j) * g.nb_n, c + i * ldc + j, sizeof(float));
+            }
         }
     }
 }

@@ -36,11 +36,13 @@ struct gemm_b {
     size_t       nb_elem;
 };
 
+// element (m, n) of C lies at c + m*nb_m + n*nb_n bytes; fast where nb_n is one float
 struct gemm_batch {
-    gemm_a  a;
-    gemm_b  b;
-    float * c;
-    size_t  ldc;  // floats between rows of C
+    gemm_a a;
+    gemm_b b;
+    char * c;
+    size_t nb_m;
+    size_t nb_n;
 };
 
 struct gemm_shape {
