@@ -31,24 +31,31 @@ template <int mr, int nv>
 void tile(bool first, int64_t kc, const float * GGML_RESTRICT a, const float * GGML_RESTRICT b, size_t b_stride,
           float * GGML_RESTRICT c, size_t ldc) {
     vf acc[mr][nv];
+    QVAC_UNROLL
     for (int i = 0; i < mr; ++i) {
+        QVAC_UNROLL
         for (int j = 0; j < nv; ++j) {
             acc[i][j] = first ? vf_zero() : vf_load(c + i * ldc + j * vf_lanes);
         }
     }
     for (int64_t k = 0; k < kc; ++k) {
         vf bv[nv];
+        QVAC_UNROLL
         for (int j = 0; j < nv; ++j) {
             bv[j] = vf_load(b + k * b_stride + j * vf_lanes);
         }
+        QVAC_UNROLL
         for (int i = 0; i < mr; ++i) {
             const vf av = vf_set1(a[i * lda + k]);
+            QVAC_UNROLL
             for (int j = 0; j < nv; ++j) {
                 acc[i][j] = vf_fma(av, bv[j], acc[i][j]);
             }
         }
     }
+    QVAC_UNROLL
     for (int i = 0; i < mr; ++i) {
+        QVAC_UNROLL
         for (int j = 0; j < nv; ++j) {
             vf_store(c + i * ldc + j * vf_lanes, acc[i][j]);
         }

@@ -14,6 +14,16 @@
 #include <arm_neon.h>
 #endif
 
+// The loops over a register tile: unrolled before the compiler decides what lives in registers, or it keeps the
+// accumulators in memory.
+#if defined(__clang__)
+#define QVAC_UNROLL _Pragma("clang loop unroll(full)")
+#elif defined(__GNUC__)
+#define QVAC_UNROLL _Pragma("GCC unroll 16")
+#else
+#define QVAC_UNROLL
+#endif
+
 namespace qvac {
 
 #if defined(__AVX512F__)

@@ -125,9 +125,21 @@ static inline vi vi_dot(vi acc, vi codes, vi q) {
 
 static constexpr int tile_nr = tile_nv * vi_lanes;  // columns of a panel: 32, 16, 16 or 8
 
-// sum[m][0..tile_nr) = -base[m] + sum over n4 steps of A's row m with the panel; `mr` rows of A, q_stride bytes apart.
+// Rows of A, four int8 to a dword, lie in groups of tile_mr: element (row, k4) at (row/tile_mr*n4 + k4)*tile_mr + row%tile_mr.
+// One pointer then serves all rows of a tile.
+static inline void tile_put_row(uint32_t * a, int64_t row, int64_t n4, const int8_t * q) {
+    uint32_t * out = a + row / tile_mr * n4 * tile_mr + row % tile_mr;
+    for (int64_t k = 0; k < n4; ++k) {
+        memcpy(out + k * tile_mr, q + 4 * k, sizeof(uint32_t));
+    }
+}
+
+static inline int64_t tile_rows_size(int64_t n_rows, int64_t n4) {
+    return (n_rows + tile_mr - 1) / tile_mr * tile_mr * n4 * (int64_t) sizeof(uint32_t);
+}
+
+// sum[m][0..tile_nr) = -base[m] + sum over n4 steps of row m with the panel, for `mr` rows of the group at `a`.
 // With base[m] the sum of A's row, codes t + 1 give the sum with t.
-void tile_int8(int mr, int64_t n4, const int8_t * q, size_t q_stride, const int32_t * base, const uint32_t * panel,
-               int32_t * sum);
+void tile_int8(int mr, int64_t n4, const uint32_t * a, const int32_t * base, const uint32_t * panel, int32_t * sum);
 
 }  // namespace qvac

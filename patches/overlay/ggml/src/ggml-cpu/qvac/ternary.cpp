@@ -17,15 +17,17 @@ namespace qvac {
 
 namespace {
 
-// The work buffer: one scan result per thread, then the tokens, then one slot of panels per thread.
+// The work buffer: one scan result per thread, the tokens (arranged for rows one by one, or for tiles), and per thread a
+// slot of one token's q and, for tiles, a panel with its block scales.
 struct layout {
     int64_t n_tokens, n_blocks;
-    size_t  q_stride, arranged_stride;
-    size_t  scans, scale, sums, block_sums, q, arranged, slots, slot, total;
+    size_t  arranged_stride;
+    size_t  scans, scale, sums, block_sums, q, slots, slot, slot_d, total;
 };
 
 constexpr size_t  line       = 64;
-constexpr int64_t max_tokens = 504;  // of 12, 8, 6 and 4: whole tiles; their q stay in the second-level cache
+constexpr int64_t max_tokens = 504;  // whole tiles on every target; their q stay in the second-level cache
+static_assert(max_tokens % tile_mr == 0, "a unit begins at a tile");
 
 size_t pad(size_t n) {
     return (n + line - 1) / line * line;
@@ -36,7 +38,6 @@ layout plan(int nth, const ggml_tensor * dst) {
     layout              l;
     l.n_tokens        = ggml_nrows(dst->src[1]);
     l.n_blocks        = w->ne[0] / tq_block;
-    l.q_stride        = w->ne[0] + line;  // rows a power of two apart would share a cache set
     l.arranged_stride = tq_vec_size(w->type, w->ne[0]);
 
     size_t     at   = 0;
@@ -49,9 +50,10 @@ layout plan(int nth, const ggml_tensor * dst) {
     l.scale      = take(l.n_tokens * sizeof(float));
     l.sums       = take(l.n_tokens * sizeof(int32_t));
     l.block_sums = take(l.n_tokens * l.n_blocks * sizeof(int32_t));
-    l.q          = take(l.n_tokens * l.q_stride);
-    l.arranged   = take(l.n_tokens <= vec_tokens ? l.n_tokens * l.arranged_stride : 0);
-    l.slot       = l.n_tokens <= vec_tokens ? 0 : pad(w->ne[0] * tile_nr) + pad(l.n_blocks * tile_nr * sizeof(float));
+    const bool vec = l.n_tokens <= vec_tokens;
+    l.q          = take(vec ? l.n_tokens * l.arranged_stride : tile_rows_size(l.n_tokens, w->ne[0] / 4));
+    l.slot_d     = pad(w->ne[0]);
+    l.slot       = l.slot_d + (vec ? 0 : pad(l.n_blocks * tile_nr * sizeof(float)) + w->ne[0] * tile_nr);
     l.slots      = take(nth * l.slot);
     l.total      = at;
     return l;
@@ -80,12 +82,12 @@ struct task {
     const char * row(int64_t r) const { return (const char *) w->data + r * w->nb[1]; }
 };
 
-void quantize(const task & t, int64_t token) {
+void quantize(const task & t, int64_t token, char * slot) {
     const int64_t n = t.w->ne[0];
-    int8_t *      q = t.at<int8_t>(t.l.q) + token * t.l.q_stride;
+    int8_t *      q = (int8_t *) slot;
 
     t.at<float>(t.l.scale)[token] =
-        tq_quantize(t.src(token), t.dst->src[1]->nb[0], n, 1, q, t.l.q_stride, t.at<int32_t>(t.l.sums) + token);
+        tq_quantize(t.src(token), t.dst->src[1]->nb[0], n, 1, q, n, t.at<int32_t>(t.l.sums) + token);
 
     int32_t * block_sums = t.at<int32_t>(t.l.block_sums) + token * t.l.n_blocks;
     for (int64_t b = 0; b < t.l.n_blocks; ++b) {
@@ -96,7 +98,9 @@ void quantize(const task & t, int64_t token) {
         block_sums[b] = s;
     }
     if (t.l.n_tokens <= vec_tokens) {
-        tq_vec_arrange(t.w->type, q, n, t.at<int8_t>(t.l.arranged) + token * t.l.arranged_stride);
+        tq_vec_arrange(t.w->type, q, n, t.at<int8_t>(t.l.q) + token * t.l.arranged_stride);
+    } else {
+        tile_put_row(t.at<uint32_t>(t.l.q), token, n / 4, q);
     }
 }
 
@@ -104,7 +108,7 @@ void quantize(const task & t, int64_t token) {
 void run_vec(const task & t, int64_t r0, int64_t r1) {
     const layout &  l        = t.l;
     const int       n_tokens = (int) l.n_tokens;
-    const int8_t *  q        = t.at<int8_t>(l.arranged);
+    const int8_t *  q        = t.at<int8_t>(l.q);
     const float *   scale    = t.at<float>(l.scale);
     const int32_t * sums     = t.at<int32_t>(l.sums);
     const char *    end      = t.row(t.w->ne[1]);
@@ -147,9 +151,10 @@ void run_panels(const task & t, int64_t r0, int64_t r1, int64_t t0, int64_t t1, 
     const bool      mixed     = t.scales.kind == tq_scale::mixed;
     const float     d         = tq_value(t.scales);
     const float *   scale     = t.at<float>(l.scale);
-    uint32_t *      panel     = (uint32_t *) slot;
-    float *         block_d   = (float *) (slot + pad(t.w->ne[0] * tile_nr));
+    float *         block_d   = (float *) (slot + l.slot_d);
+    uint32_t *      panel     = (uint32_t *) (slot + l.slot - t.w->ne[0] * tile_nr);
     const int64_t   block_n4  = tq_block / 4;
+    const int64_t   n4        = l.n_blocks * block_n4;
     for (int64_t r = r0; r < r1; r += tile_nr) {
         const int64_t n_rows = std::min<int64_t>(tile_nr, r1 - r);
         tq_pack_rows(t.w, r, n_rows, panel);
@@ -160,10 +165,10 @@ void run_panels(const task & t, int64_t r0, int64_t r1, int64_t t0, int64_t t1, 
         }
         for (int64_t m = t0; m < t1; m += tile_mr) {
             const int      mr = (int) std::min<int64_t>(tile_mr, t1 - m);
-            const int8_t * q  = t.at<int8_t>(l.q) + m * l.q_stride;
+            const uint32_t * q = t.at<uint32_t>(l.q) + m * n4;  // m is a multiple of tile_mr
             int32_t        s[tile_mr * tile_nr];
             if (!mixed) {
-                tile_int8(mr, l.n_blocks * block_n4, q, l.q_stride, t.at<int32_t>(l.sums) + m, panel, s);
+                tile_int8(mr, n4, q, t.at<int32_t>(l.sums) + m, panel, s);
                 for (int i = 0; i < mr; ++i) {
                     float *     out    = t.out(m + i) + r;
                     const float factor = scale[m + i] * d;
@@ -179,7 +184,7 @@ void run_panels(const task & t, int64_t r0, int64_t r1, int64_t t0, int64_t t1, 
                 for (int i = 0; i < mr; ++i) {
                     base[i] = t.at<int32_t>(l.block_sums)[(m + i) * l.n_blocks + b];
                 }
-                tile_int8(mr, block_n4, q + b * tq_block, l.q_stride, base, panel + b * block_n4 * tile_nr, s);
+                tile_int8(mr, block_n4, q + b * block_n4 * tile_mr, base, panel + b * block_n4 * tile_nr, s);
                 for (int i = 0; i < mr; ++i) {
                     for (int64_t c = 0; c < n_rows; ++c) {
                         y[i * tile_nr + c] += (float) s[i * tile_nr + c] * block_d[b * tile_nr + c];
@@ -196,20 +201,20 @@ void run_panels(const task & t, int64_t r0, int64_t r1, int64_t t0, int64_t t1, 
     }
 }
 
-}  // namespace
-
-bool ternary_mul_mat_supported(const ggml_tensor * dst) {
+bool supported(const ggml_tensor * dst) {
     const ggml_tensor * w = dst->src[0];
     return is_ternary(w->type) && dst->src[1]->type == GGML_TYPE_F32 && dst->type == GGML_TYPE_F32 && w->ne[2] == 1 &&
            w->ne[3] == 1 && w->nb[0] == ggml_type_size(w->type) && dst->nb[0] == sizeof(float);
 }
 
+}  // namespace
+
 size_t ternary_mul_mat_work_size(int n_tasks, const ggml_tensor * dst) {
-    return ternary_mul_mat_supported(dst) ? plan(n_tasks, dst).total + line : 0;
+    return supported(dst) ? plan(n_tasks, dst).total + line : 0;
 }
 
 bool ternary_mul_mat(const ggml_compute_params * params, ggml_tensor * dst) {
-    if (!ternary_mul_mat_supported(dst)) {
+    if (!supported(dst)) {
         return false;
     }
     if (params->use_ref) {
@@ -227,8 +232,9 @@ bool ternary_mul_mat(const ggml_compute_params * params, ggml_tensor * dst) {
     const bool    vec        = t.l.n_tokens <= vec_tokens;
     const int64_t own0       = n_rows * ith / nth;
     const int64_t own1       = n_rows * (ith + 1) / nth;
+    char *        slot       = t.at<char>(t.l.slots + ith * t.l.slot);
     for (int64_t i = ith; i < t.l.n_tokens; i += nth) {
-        quantize(t, i);
+        quantize(t, i, slot);
     }
     *t.at<tq_scales>(t.l.scans + ith * line) = tq_scan(t.w, own0, own1);
     if (ith == 0) {
@@ -253,8 +259,7 @@ bool ternary_mul_mat(const ggml_compute_params * params, ggml_tensor * dst) {
     for (int64_t u = ith; u < n_r * n_t; u = ggml_threadpool_chunk_add(params->threadpool, 1)) {
         const int64_t r0 = u % n_r * per_unit;
         const int64_t t0 = u / n_r * max_tokens;
-        run_panels(t, r0, std::min(r0 + per_unit, n_rows), t0, std::min(t0 + max_tokens, t.l.n_tokens),
-                   t.at<char>(t.l.slots + ith * t.l.slot));
+        run_panels(t, r0, std::min(r0 + per_unit, n_rows), t0, std::min(t0 + max_tokens, t.l.n_tokens), slot);
     }
     return true;
 }
