@@ -10,14 +10,25 @@ use crate::error::Hint;
 pub enum Error {
     #[error("no device named `{name}` (found: {})", .found.join(", "))]
     NoSuchDevice { name: String, found: Vec<String> },
-    #[error("device `{device}` could not be initialised")]
-    DeviceInit { device: String },
+    #[error("device `{device}` could not be initialised: {reason}")]
+    DeviceInit { device: String, reason: String },
+    #[error("out of memory: a graph's description needs {bytes} bytes")]
+    OutOfHostMemory { bytes: usize },
+    /// A fault of this program: a graph turned out larger than the room planned for it.
+    #[error("a graph outgrew its context")]
+    ContextFull,
+    #[error("a graph needs {expected}")]
+    Graph { expected: &'static str },
+    #[error("a graph that is split between two devices cannot be computed in parts")]
+    SplitGraph,
+    #[error("tensor `{tensor}`: {op} failed: {reason}")]
+    Copy { tensor: String, op: &'static str, reason: String },
     #[error("device `{device}` is out of memory: {what} needs {bytes} bytes")]
     OutOfDeviceMemory { device: String, what: String, bytes: usize },
     #[error("tensor `{tensor}`: {op} expected {expected}, found {found}")]
     Shape { tensor: String, op: &'static str, expected: String, found: String },
-    #[error("tensor `{tensor}`: device `{device}` cannot compute {op} on {types}")]
-    Unsupported { tensor: String, op: String, types: String, device: String },
+    #[error("tensor `{tensor}`: device `{device}` cannot compute {op} of {operands}")]
+    Unsupported { tensor: String, op: String, operands: String, device: String },
     #[error("device `{device}` failed to compute a graph: {reason}")]
     Compute { device: String, reason: String },
     #[error("`{}`: cannot {action}", .path.display())]
@@ -69,6 +80,7 @@ impl Hint for Error {
             Self::Unsupported { .. } => {
                 Some("pass `--allow-cpu-fallback`, or choose another `--device`".into())
             }
+            Self::SplitGraph => Some("pass `--recompute on`".into()),
             Self::GgufTruncated { .. } | Self::TensorOffset { .. } | Self::GgufCount { .. } => {
                 Some("the file is incomplete or damaged; download or convert it again".into())
             }
