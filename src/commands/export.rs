@@ -1,4 +1,4 @@
-//! `qvac-ft export` and `qvac-ft merge`: an adapter in other forms.
+//! `qvac-ft export` and `qvac-ft export merge`: an adapter in other forms.
 
 use std::path::{Path, PathBuf};
 
@@ -12,9 +12,23 @@ use crate::model::adapter::Heads;
 use crate::model::{AdapterFile, Hparams};
 use crate::parallel;
 
-/// Convert an adapter between GGUF and PEFT
+/// Convert an adapter between GGUF and PEFT, or merge it into its model
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Args {
+    #[command(flatten)]
+    convert: Option<ConvertArgs>,
+    #[command(subcommand)]
+    command: Option<Sub>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Sub {
+    Merge(MergeArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct ConvertArgs {
     /// The adapter: a GGUF file, or a PEFT folder
     #[arg(value_name = "ADAPTER")]
     adapter: PathBuf,
@@ -39,7 +53,7 @@ enum Format {
 
 /// Write a model that has an adapter in its weights
 #[derive(Debug, clap::Args)]
-pub struct MergeArgs {
+struct MergeArgs {
     /// The model the adapter was trained on
     #[arg(short, long, value_name = "FILE")]
     model: PathBuf,
@@ -54,8 +68,17 @@ pub struct MergeArgs {
     dtype: String,
 }
 
-/// Converts an adapter.
+/// Converts or merges an adapter.
 pub fn run(args: Args, ui: &Ui) -> anyhow::Result<Outcome> {
+    match (args.command, args.convert) {
+        (Some(Sub::Merge(args)), _) => run_merge(args, ui),
+        (None, Some(args)) => run_convert(args, ui),
+        // clap asks for the adapter where there is no subcommand.
+        (None, None) => bail!("no adapter was given"),
+    }
+}
+
+fn run_convert(args: ConvertArgs, ui: &Ui) -> anyhow::Result<Outcome> {
     let adapter = convert(&args).with_context(|| format!("cannot export `{}`", args.adapter.display()))?;
     if ui.json() {
         ui.result(&json!({
@@ -71,7 +94,7 @@ pub fn run(args: Args, ui: &Ui) -> anyhow::Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-fn convert(args: &Args) -> anyhow::Result<AdapterFile> {
+fn convert(args: &ConvertArgs) -> anyhow::Result<AdapterFile> {
     let base = args.model.as_ref().map(GgufFile::open).transpose()?;
     let adapter = read(&args.adapter, base.as_ref())?;
     match args.format {
@@ -109,8 +132,7 @@ fn read(path: &Path, base: Option<&GgufFile>) -> anyhow::Result<AdapterFile> {
     Ok(adapter)
 }
 
-/// Merges an adapter into its model.
-pub fn run_merge(args: MergeArgs, ui: &Ui) -> anyhow::Result<Outcome> {
+fn run_merge(args: MergeArgs, ui: &Ui) -> anyhow::Result<Outcome> {
     let context = || format!("cannot merge `{}` into `{}`", args.adapter.display(), args.model.display());
     let output_type = match Dtype::from_name(&args.dtype) {
         Some(dtype) => OutputType::Fixed(dtype),
