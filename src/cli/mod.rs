@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 
 use crate::commands::ui::{Outcome, Ui, Verbosity};
-use crate::commands::{chat, completions, devices, generate, man};
+use crate::commands::{chat, completions, devices, export, generate, inspect, man, synth};
 use crate::llama;
 
 /// Fine-tune ternary (BitNet b1.58) language models on whatever GPU a person has
@@ -57,6 +57,9 @@ enum Color {
 enum Command {
     Generate(generate::Args),
     Chat(chat::Args),
+    Inspect(inspect::Args),
+    Export(export::Args),
+    Synth(synth::Args),
     Devices(devices::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -67,6 +70,9 @@ impl Command {
         match self {
             Self::Generate(args) => generate::run(args, ui),
             Self::Chat(args) => chat::run(args, ui),
+            Self::Inspect(args) => inspect::run(args, ui),
+            Self::Export(args) => export::run(args, ui),
+            Self::Synth(args) => synth::run(args, ui),
             Self::Devices(args) => devices::run(args, ui),
             Self::Completions(args) => completions::run(args, Cli::command(), ui),
             Self::Man(args) => man::run(args, Cli::command(), ui),

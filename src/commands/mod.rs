@@ -7,7 +7,10 @@
 pub mod chat;
 pub mod completions;
 pub mod devices;
+pub mod export;
 pub mod generate;
 pub mod inference;
+pub mod inspect;
 pub mod man;
+pub mod synth;
 pub mod ui;

@@ -9,6 +9,7 @@ mod error;
 pub mod hparams;
 mod lora;
 mod spec;
+pub mod survey;
 mod weights;
 
 use std::path::Path;
