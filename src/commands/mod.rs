@@ -4,4 +4,5 @@
 //! To add one: a new file here, a `pub mod` line, and one variant in `cli::Command`.
 
 pub mod data;
+pub mod synth;
 pub mod ui;

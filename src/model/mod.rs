@@ -2,6 +2,7 @@
 //!
 //! Nothing here knows of data, losses or steps. A new architecture is one file in `arch/` and one line in its slice.
 
+pub mod adapter;
 mod arch;
 mod block;
 mod error;
@@ -14,6 +15,7 @@ use std::path::Path;
 
 use crate::ggml::{Backend, GgufFile};
 
+pub use adapter::AdapterFile;
 pub use arch::ARCHITECTURES;
 pub use block::{Net, Place};
 pub use error::{Error, Result};
