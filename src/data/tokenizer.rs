@@ -3,7 +3,6 @@
 use std::ops::Range;
 
 use super::error::{Error, Origin, Result};
-use crate::llama::Vocab;
 
 /// A vocabulary, as far as training data is concerned. [`crate::llama`]'s vocabulary is one.
 pub trait Tokenizer {
@@ -22,6 +21,8 @@ pub trait Tokenizer {
     fn add_bos(&self) -> bool;
     /// Whether generation stops at this token.
     fn is_eog(&self, token: i32) -> bool;
+    /// Whether the token is structure and not text (`<|im_start|>`, BOS).
+    fn is_special(&self, token: i32) -> bool;
 
     /// A special token's text, or nothing where the vocabulary has none.
     fn text_of(&self, token: Option<i32>) -> Result<String> {
@@ -29,36 +30,6 @@ pub trait Tokenizer {
             Some(t) => Ok(String::from_utf8_lossy(&self.piece(t)?).into_owned()),
             None => Ok(String::new()),
         }
-    }
-}
-
-impl Tokenizer for Vocab {
-    fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<i32>> {
-        Ok(self.tokenize(text, add_special, parse_special)?)
-    }
-
-    fn piece(&self, token: i32) -> Result<Vec<u8>> {
-        Ok(Self::piece(self, token)?)
-    }
-
-    fn bos(&self) -> Option<i32> {
-        Self::bos(self)
-    }
-
-    fn eos(&self) -> Option<i32> {
-        Self::eos(self)
-    }
-
-    fn eot(&self) -> Option<i32> {
-        Self::eot(self)
-    }
-
-    fn add_bos(&self) -> bool {
-        Self::add_bos(self)
-    }
-
-    fn is_eog(&self, token: i32) -> bool {
-        Self::is_eog(self, token)
     }
 }
 
