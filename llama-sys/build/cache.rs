@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <cache>/done/<key>/     finished: libraries, bindings, link line; appears whole (renamed) or not at all
+//! <cache>/spv/<glslc>/    compiled shaders by content, one folder per compiler version
 //! <cache>/tree/<place>/   staged source and CMake's build folder, kept so that a change rebuilds only what it touches
 //! ```
 //! A tree belongs to one workspace and feature set, so that two clones do not undo each other's incremental state.
@@ -104,13 +105,23 @@ pub fn get_or_make(config: &Config, key: &str, make: impl FnOnce(&Path) -> Resul
                 let _ = fs::remove_dir_all(&made);
                 return Err(error);
             }
-            fs::rename(&made, &entry)?;
+            fs::rename(&made, &entry).with_context(|| format!("cannot create `{}`", entry.display()))?;
         }
     }
     touch(&entry)?;
     prune(&done);
     prune(&config.cache.join("tree"));
     Ok(entry)
+}
+
+/// The folder that keeps compiled shaders.
+pub fn shaders(config: &Config, glslc_version: &str) -> Result<PathBuf> {
+    let mut hash = Sha256::new();
+    hash.update(glslc_version);
+    let folder = config.cache.join("spv").join(&hex(hash)[..16]);
+    fs::create_dir_all(&folder).with_context(|| format!("cannot create `{}`", folder.display()))?;
+    prune(&folder);
+    Ok(folder)
 }
 
 /// A build tree, held by this process alone.

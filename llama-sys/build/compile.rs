@@ -7,15 +7,21 @@ use std::process::Command;
 
 use anyhow::{bail, Context, Result};
 
-use crate::cache::Tree;
+use crate::cache::{self, Tree};
 use crate::config::Config;
-use crate::tools::Tools;
+use crate::tools::{Tools, Vulkan};
 
 /// Lines of CMake's output that an error shows.
 const TAIL: usize = 40;
 
+/// Upstream's probes for what the shaders need of glslc. Where one fails CMake would go on and leave kernels out.
+const PROBES: &[&str] = &["coopmat", "integer_dot"];
+
 /// Builds into `tree` and copies what the linker and the program need to `made`.
 pub fn compile(config: &Config, tools: &Tools, tree: &Tree, made: &Path) -> Result<()> {
+    if let Some(vulkan) = &tools.vulkan {
+        probe(vulkan, &tree.source().join("ggml/src/ggml-vulkan/vulkan-shaders/feature-tests"))?;
+    }
     let log = File::create(tree.log())?;
     let mut configure = Command::new(&tools.cmake);
     configure.arg("-S").arg(&config.package).arg("-B").arg(tree.build()).args(["-G", "Ninja"]);
@@ -26,11 +32,35 @@ pub fn compile(config: &Config, tools: &Tools, tree: &Tree, made: &Path) -> Resu
     // Without it the same file compiled in two trees counts as two to ccache.
     build.env("CCACHE_BASEDIR", tree.source().parent().context("tree has no parent")?);
     build.env("CCACHE_NOHASHDIR", "1");
+    if let Some(vulkan) = &tools.vulkan {
+        // Read by `vulkan-shaders/spv-cache.h`.
+        build.env("QVAC_SPV_CACHE", cache::shaders(config, &vulkan.glslc_version)?);
+    }
     run(build, &log, tree)?;
 
     gather(&tree.build().join("lib"), &made.join("lib"), &[".a", ".lib"])?;
     if config.portable {
         gather(&tree.build().join("bin"), &made.join("bin"), &[".so", ".dylib", ".dll"])?;
+    }
+    Ok(())
+}
+
+fn probe(vulkan: &Vulkan, folder: &Path) -> Result<()> {
+    for name in PROBES {
+        let shader = folder.join(format!("{name}.comp"));
+        let output = Command::new(&vulkan.glslc)
+            .args(["-o", "-", "-fshader-stage=compute", "--target-env=vulkan1.3"])
+            .arg(&shader)
+            .output()
+            .with_context(|| format!("cannot run `{}`", vulkan.glslc.display()))?;
+        if !output.status.success() {
+            bail!(
+                "`{}` is too old for ggml's shaders (package `glslc`): {}\n\
+                 hint: run `scripts/bootstrap`, which fetches a newer one",
+                vulkan.glslc.display(),
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
+        }
     }
     Ok(())
 }
@@ -55,6 +85,12 @@ fn definitions(config: &Config, tools: &Tools, tree: &Tree) -> Vec<OsString> {
         define("CMAKE_CXX_COMPILER_LAUNCHER", ccache);
     }
     define("BUILD_SHARED_LIBS", &on(config.portable));
+    if config.portable {
+        // The libraries lie side by side, beside the program, under one name each.
+        define("CMAKE_PLATFORM_NO_VERSIONED_SONAME", &"ON");
+        define("CMAKE_BUILD_WITH_INSTALL_RPATH", &"ON");
+        define("CMAKE_INSTALL_RPATH", &if config.target_os == "macos" { "@loader_path" } else { "$ORIGIN" });
+    }
     define("GGML_BACKEND_DL", &on(config.portable));
     define("GGML_CPU_ALL_VARIANTS", &on(config.portable));
     define("GGML_NATIVE", &on(!config.portable));

@@ -24,6 +24,7 @@ pub struct Tools {
 pub struct Vulkan {
     pub include: PathBuf,
     pub glslc: PathBuf,
+    pub glslc_version: String,
     pub spirv_headers: Option<PathBuf>,
 }
 
@@ -74,7 +75,8 @@ impl Vulkan {
             let glslc = glslc.with_context(|| missing("glslc", "glslc"))?;
             let spirv_headers = prefix.join("share/cmake/SPIRV-Headers");
             let spirv_headers = spirv_headers.is_dir().then_some(spirv_headers);
-            return Ok(Self { include, glslc, spirv_headers });
+            let glslc_version = version(&glslc)?;
+            return Ok(Self { include, glslc, glslc_version, spirv_headers });
         }
         let found = if seen.is_empty() { "found none".to_string() } else { seen.join(", ") };
         bail!(

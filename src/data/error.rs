@@ -28,6 +28,8 @@ pub enum Error {
     Read { path: PathBuf, source: std::io::Error },
     #[error("cannot write `{}`", .path.display())]
     Write { path: PathBuf, source: std::io::Error },
+    #[error("`{}` is there already, with other content", .path.display())]
+    Exists { path: PathBuf },
     #[error("`{}` holds no records", .path.display())]
     Empty { path: PathBuf },
     #[error("{origin}: not UTF-8 text")]
@@ -109,6 +111,7 @@ impl Hint for Error {
             }
             Self::Render { .. } => "change the record, or pass another `--chat-template`".into(),
             Self::TooLong { .. } | Self::SeqLen { .. } => "pass a larger `--seq-len`".into(),
+            Self::Exists { .. } => "choose another folder, or pass `--force`".into(),
             Self::NotEnough { .. } => "ask for fewer samples".into(),
             Self::PubMedQa { .. } => "the file meant is `ori_pqal.json` of PubMedQA".into(),
             _ => return None,

@@ -31,6 +31,12 @@ pub enum Error {
     AdapterTensor { path: PathBuf, tensor: String },
     #[error("`{}`: `{tensor}` has no `.{missing}`", .path.display())]
     AdapterHalf { path: PathBuf, tensor: String, missing: &'static str },
+    #[error("`{}` holds no adapted layer", .path.display())]
+    AdapterEmpty { path: PathBuf },
+    #[error("`{}`: `{tensor}`: `lora_a` is {a} and `lora_b` is {b}, expected [n_in, rank] and [rank, n_out]", .path.display())]
+    AdapterRanks { path: PathBuf, tensor: String, a: String, b: String },
+    #[error("`{}`: `{tensor}` holds {value}, which {dtype} cannot hold or no adapter should", .path.display())]
+    AdapterValue { path: PathBuf, tensor: String, value: f32, dtype: &'static str },
     #[error("`{}`: adapter of a `{found}` model, expected `{expected}`", .path.display())]
     AdapterArchitecture { path: PathBuf, expected: String, found: String },
     #[error("`{}`: `{tensor}` changes a layer that `{}` does not have", .path.display(), .model.display())]
@@ -45,6 +51,8 @@ pub enum Error {
         found_in: i64,
         found_out: i64,
     },
+    #[error("`{}`: its layers differ in rank, which cannot be trained or evaluated", .path.display())]
+    AdapterMixedRanks { path: PathBuf },
     #[error("no layer is called `{name}` (known: {known})")]
     UnknownTarget { name: String, known: String },
 }

@@ -2,18 +2,21 @@
 //!
 //! Nothing here knows of data, losses or steps. A new architecture is one file in `arch/` and one line in its slice.
 
+pub mod adapter;
 mod arch;
 mod block;
 mod error;
 pub mod hparams;
 mod lora;
 mod spec;
+pub mod survey;
 mod weights;
 
 use std::path::Path;
 
 use crate::ggml::{Backend, GgufFile};
 
+pub use adapter::AdapterFile;
 pub use arch::ARCHITECTURES;
 pub use block::{Net, Place};
 pub use error::{Error, Result};
@@ -24,6 +27,8 @@ pub use weights::{Layer, Linear, Weights, WEIGHT_TYPES};
 
 /// A model on a device, ready to be put into graphs.
 pub struct Model {
+    /// `general.name`, for people.
+    pub name: Option<String>,
     pub arch: &'static Architecture,
     pub hp: Hparams,
     pub weights: Weights,
@@ -40,6 +45,6 @@ impl Model {
             supported: ARCHITECTURES.iter().map(|a| a.name).collect::<Vec<_>>().join(", "),
         })?;
         let weights = Weights::load(&file, arch, &hp, backend, progress)?;
-        Ok(Self { arch, hp, weights })
+        Ok(Self { name: file.get_str("general.name")?.map(Into::into), arch, hp, weights })
     }
 }

@@ -152,7 +152,8 @@ impl GgufWriter {
         head.resize(head.len().next_multiple_of(DEFAULT_ALIGNMENT as usize), 0);
         let mut out = BufWriter::with_capacity(1 << 20, temp);
         out.write_all(&head).map_err(io("write the file"))?;
-        Ok(GgufStream { path, out, tensors: self.tensors, next: 0, written: 0 })
+        let bytes = head.len() as u64;
+        Ok(GgufStream { path, out, tensors: self.tensors, next: 0, written: 0, bytes })
     }
 }
 
@@ -181,6 +182,8 @@ pub struct GgufStream {
     tensors: Vec<TensorInfo>,
     next: usize,
     written: u64,
+    /// Of the whole file so far.
+    bytes: u64,
 }
 
 impl GgufStream {
@@ -211,7 +214,9 @@ impl GgufStream {
         let padding = (t.size.next_multiple_of(DEFAULT_ALIGNMENT) - t.size) as usize;
         self.out.write_all(bytes).map_err(self.io("write the file"))?;
         self.written = found;
+        self.bytes += bytes.len() as u64;
         if complete {
+            self.bytes += padding as u64;
             self.out
                 .write_all(&[0; DEFAULT_ALIGNMENT as usize][..padding])
                 .map_err(self.io("write the file"))?;
@@ -221,8 +226,8 @@ impl GgufStream {
         Ok(())
     }
 
-    /// Syncs the file and gives it its name. All tensors must have been written.
-    pub fn finish(mut self) -> Result<()> {
+    /// Syncs the file and gives it its name; the file's bytes. All tensors must have been written.
+    pub fn finish(mut self) -> Result<u64> {
         if let Some(t) = self.tensors.get(self.next) {
             return Err(Error::TensorBytes { tensor: t.name.clone(), expected: t.size, found: self.written });
         }
@@ -236,7 +241,7 @@ impl GgufStream {
         };
         temp.persist(&self.path).map_err(|e| rename(e.error))?;
         sync_folder(&self.path);
-        Ok(())
+        Ok(self.bytes)
     }
 }
 

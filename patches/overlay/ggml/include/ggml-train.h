@@ -1,11 +1,12 @@
 #pragma once
 
-// Graph constructors that training needs beyond ggml.h.
+// What training needs beyond ggml.h: graph constructors, and one question about devices.
 //
-// They add no GGML_OP: GGML_OP_CROSS_ENTROPY_LOSS and its backward take this path when their labels are of type I32,
+// The constructors add no GGML_OP: GGML_OP_CROSS_ENTROPY_LOSS and its backward take this path when their labels are of type I32,
 // and upstream's when they are F32, so that schedulers, allocators and graph dumps need not know of us.
 
 #include "ggml.h"
+#include "ggml-backend.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -43,6 +44,15 @@ GGML_API struct ggml_tensor * ggml_cross_entropy_loss_labels_back(
         struct ggml_tensor  * logits,
         struct ggml_tensor  * labels,
         float                 scale);
+
+// Whether `dev` is a GPU interface that the CPU imitates, such as Vulkan's lavapipe. Its ggml_backend_dev_type says GPU
+// (anything else would take it for the host's own CPU device or for an accelerator of it), yet it is slower than the CPU
+// backend: good for tests and to be chosen by name, never by default.
+GGML_API bool ggml_backend_dev_is_software(ggml_backend_dev_t dev);
+
+// Under this name a backend's registry gives its answer to the above; one without it has no such device.
+#define GGML_BACKEND_DEV_IS_SOFTWARE_PROC "ggml_backend_dev_is_software"
+typedef bool (*ggml_backend_dev_is_software_t)(ggml_backend_dev_t dev);
 
 #ifdef __cplusplus
 }

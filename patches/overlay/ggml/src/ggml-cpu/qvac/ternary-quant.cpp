@@ -1,0 +1,154 @@
+// Quantization of a token and the scales of a TQ tensor (the formulas of ternary.h).
+
+#include "ternary.h"
+
+#define GGML_COMMON_DECL_CPP
+#include "ggml-common.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+namespace qvac {
+
+namespace {
+
+constexpr uint32_t f32_abs_mask = 0x7fffffff;
+constexpr uint32_t f32_inf_bits = 0x7f800000;
+
+uint32_t bits_of(float x) {
+    uint32_t u;
+    memcpy(&u, &x, sizeof(u));
+    return u;
+}
+
+// Round half to even for |x| < 2^22: adding 1.5 * 2^23 leaves no bit for the fraction.
+int32_t round_even(float x) {
+    constexpr float magic = 12582912.0f;
+    return (int32_t) (bits_of(x + magic) - bits_of(magic));
+}
+
+int32_t clamp127(int32_t q) {
+    return std::min(std::max(q, -127), 127);
+}
+
+// d of block b, and whether all its codes are 1 (t = 0)
+template <typename B> uint16_t scale_bits(const char * row, int64_t b) {
+    uint16_t d;
+    memcpy(&d, row + b * sizeof(B) + offsetof(B, d), sizeof(d));
+    return d;
+}
+
+template <typename B> tq_scales scan(const ggml_tensor * w, int64_t row0, int64_t row1) {
+    const int64_t n_blocks = w->ne[0] / tq_block;
+    tq_scales     s        = { tq_scale::none, 0 };
+    int8_t        t[tq_block];
+    for (int64_t r = row0; r < row1; ++r) {
+        const char * row = (const char *) w->data + r * w->nb[1];
+        for (int64_t b = 0; b < n_blocks; ++b) {
+            const uint16_t d = scale_bits<B>(row, b);
+            if (d == s.bits && s.kind == tq_scale::one) {
+                continue;
+            }
+            if ((d & 0x7fff) == 0) {
+                // A scale of zero with codes other than zero's must not meet another block's scale.
+                tq_decode_row(w->type, row + b * sizeof(B), tq_block, t);
+                if (std::all_of(t, t + tq_block, [](int8_t x) { return x == 0; })) {
+                    continue;
+                }
+            }
+            s = tq_merge(s, { tq_scale::one, d });
+            if (s.kind == tq_scale::mixed) {
+                return s;
+            }
+        }
+    }
+    return s;
+}
+
+}  // namespace
+
+tq_scales tq_scan(const ggml_tensor * w, int64_t row0, int64_t row1) {
+    return w->type == GGML_TYPE_TQ1_0 ? scan<block_tq1_0>(w, row0, row1) : scan<block_tq2_0>(w, row0, row1);
+}
+
+tq_scales tq_merge(tq_scales a, tq_scales b) {
+    if (a.kind == tq_scale::none) {
+        return b;
+    }
+    if (b.kind == tq_scale::none || (b.kind == tq_scale::one && a.kind == tq_scale::one && a.bits == b.bits)) {
+        return a;
+    }
+    return { tq_scale::mixed, 0 };
+}
+
+float tq_value(tq_scales s) {
+    return ggml_fp16_to_fp32(s.bits);
+}
+
+float tq_block_scale(ggml_type type, const char * row, int64_t b) {
+    return ggml_fp16_to_fp32(type == GGML_TYPE_TQ1_0 ? scale_bits<block_tq1_0>(row, b) : scale_bits<block_tq2_0>(row, b));
+}
+
+float tq_quantize(const char * x, size_t nb, int64_t n, int limbs, int8_t * q, size_t q_stride, int32_t * sums) {
+    constexpr int64_t step = 1024;
+    float             buf[step];
+    const auto        part = [&](int64_t i0, int64_t len) -> const float * {
+        if (nb == sizeof(float)) {
+            return (const float *) x + i0;
+        }
+        for (int64_t i = 0; i < len; ++i) {
+            memcpy(buf + i, x + (i0 + i) * nb, sizeof(float));
+        }
+        return buf;
+    };
+
+    // As integers the magnitudes compare as the floats do, and a NaN is above all.
+    uint32_t top = 0;
+    for (int64_t i0 = 0; i0 < n; i0 += step) {
+        const int64_t len = std::min(step, n - i0);
+        const float * f   = part(i0, len);
+        for (int64_t i = 0; i < len; ++i) {
+            top = std::max(top, bits_of(f[i]) & f32_abs_mask);
+        }
+    }
+    std::fill(sums, sums + limbs, 0);
+    if (top >= f32_inf_bits || top < bits_of(amax_min)) {
+        for (int l = 0; l < limbs; ++l) {
+            memset(q + l * q_stride, 0, n);
+        }
+        return top >= f32_inf_bits ? std::numeric_limits<float>::quiet_NaN() : 0.0f;
+    }
+
+    float a;
+    memcpy(&a, &top, sizeof(a));
+    const float s = 127.0f / a;
+    for (int64_t i0 = 0; i0 < n; i0 += step) {
+        const int64_t len = std::min(step, n - i0);
+        const float * f   = part(i0, len);
+        int8_t *      q1  = q + i0;
+        int32_t       s1  = 0;
+        for (int64_t i = 0; i < len; ++i) {
+            const int32_t v = clamp127(round_even(f[i] * s));
+            q1[i]           = (int8_t) v;
+            s1 += v;
+        }
+        sums[0] += s1;
+        if (limbs < 2) {
+            continue;
+        }
+        int8_t * q2 = q + q_stride + i0;
+        int32_t  s2 = 0;
+        for (int64_t i = 0; i < len; ++i) {
+            const float   u = f[i] * s;
+            const int32_t v = clamp127(round_even((u - (float) q1[i]) * 254.0f));
+            q2[i]           = (int8_t) v;
+            s2 += v;
+        }
+        sums[1] += s2;
+    }
+    return a / 127.0f;
+}
+
+}  // namespace qvac

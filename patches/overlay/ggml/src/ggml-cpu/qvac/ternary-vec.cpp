@@ -1,0 +1,168 @@
+// Row by row products of ternary-vec.h.
+
+#include "ternary-vec.h"
+
+#include "ternary-tile.h"
+
+#define GGML_COMMON_DECL_CPP
+#include "ggml-common.h"
+
+#include <cstring>
+
+namespace qvac {
+
+namespace {
+
+constexpr int run = 64;  // bytes of a digit-major run; 52 (TQ1_0) or 64 (TQ2_0) of them in use
+
+// The digits of `vi` many bytes at a time. `next` leaves the digit's codes in `code`.
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+inline vi and3(vi x) { return _mm512_and_si512(x, _mm512_set1_epi8(3)); }
+inline vi shift2(vi x) { return _mm512_srli_epi16(x, 2); }
+inline vi times3(vi x) { return _mm512_add_epi8(x, _mm512_add_epi8(x, x)); }
+inline vi digit3(vi x) {
+    const __m512i one = _mm512_set1_epi8(1);
+    const vi      c   = _mm512_maskz_mov_epi8(_mm512_cmpge_epu8_mask(x, _mm512_set1_epi8(86)), one);
+    return _mm512_mask_add_epi8(c, _mm512_cmpge_epu8_mask(x, _mm512_set1_epi8((char) 171)), c, one);
+}
+#elif defined(__AVX2__)
+inline vi and3(vi x) { return _mm256_and_si256(x, _mm256_set1_epi8(3)); }
+inline vi shift2(vi x) { return _mm256_srli_epi16(x, 2); }
+inline vi times3(vi x) { return _mm256_add_epi8(x, _mm256_add_epi8(x, x)); }
+inline vi at_least(vi x, int y) {  // 1 where the unsigned byte is >= y
+    const vi limit = _mm256_set1_epi8((char) y);
+    return _mm256_and_si256(_mm256_cmpeq_epi8(_mm256_max_epu8(x, limit), x), _mm256_set1_epi8(1));
+}
+inline vi digit3(vi x) { return _mm256_add_epi8(at_least(x, 86), at_least(x, 171)); }
+#elif defined(__ARM_NEON) && defined(__aarch64__)
+inline uint8x16_t u8(vi x) { return vreinterpretq_u8_s32(x); }
+inline vi         s32(uint8x16_t x) { return vreinterpretq_s32_u8(x); }
+inline vi and3(vi x) { return s32(vandq_u8(u8(x), vdupq_n_u8(3))); }
+inline vi shift2(vi x) { return s32(vshrq_n_u8(u8(x), 2)); }
+inline vi times3(vi x) { return s32(vmulq_u8(u8(x), vdupq_n_u8(3))); }
+inline vi digit3(vi x) {
+    // a comparison that holds is 255, which is -1
+    return s32(vsubq_u8(vdupq_n_u8(0), vaddq_u8(vcgeq_u8(u8(x), vdupq_n_u8(86)), vcgeq_u8(u8(x), vdupq_n_u8(171)))));
+}
+#else
+template <typename F> vi each_byte(vi x, F f) {
+    uint8_t b[16];
+    memcpy(b, x.v, sizeof(b));
+    for (uint8_t & y : b) {
+        y = (uint8_t) f(y);
+    }
+    memcpy(x.v, b, sizeof(b));
+    return x;
+}
+inline vi and3(vi x) { return each_byte(x, [](int y) { return y & 3; }); }
+inline vi shift2(vi x) { return each_byte(x, [](int y) { return y >> 2; }); }
+inline vi times3(vi x) { return each_byte(x, [](int y) { return y * 3; }); }
+inline vi digit3(vi x) { return each_byte(x, [](int y) { return (y >= 86) + (y >= 171); }); }
+#endif
+
+// TQ2_0's shift runs over 16-bit lanes on x86: a byte's upper bits are its neighbour's then, and `and3` drops them.
+struct tq2 {
+    using block                    = block_tq2_0;
+    static constexpr int n_digits = 4;
+    static constexpr int n_bytes  = 64;
+
+    static vi code(vi raw) { return and3(raw); }
+    static vi next(vi raw) { return shift2(raw); }
+    static int k(int byte, int digit) { return byte / 32 * 128 + digit * 32 + byte % 32; }
+};
+
+struct tq1 {
+    using block                    = block_tq1_0;
+    static constexpr int n_digits = 5;
+    static constexpr int n_bytes  = 52;
+
+    static vi code(vi raw) { return digit3(raw); }
+    static vi next(vi raw) { return times3(raw); }
+    static int k(int byte, int digit) {
+        if (byte < 32) {
+            return digit * 32 + byte;
+        }
+        if (byte < 48) {
+            return 160 + digit * 16 + byte - 32;
+        }
+        return digit < 4 ? 240 + digit * 4 + byte - 48 : -1;
+    }
+};
+
+template <typename F> void arrange(const int8_t * q, int64_t n, int8_t * out) {
+    int16_t from[F::n_digits * run];
+    for (int i = 0; i < F::n_digits * run; ++i) {
+        from[i] = (int16_t) (i % run < F::n_bytes ? F::k(i % run, i / run) : -1);
+    }
+    for (int64_t b = 0; b < n / tq_block; ++b) {
+        for (int i = 0; i < F::n_digits * run; ++i) {
+            out[i] = from[i] < 0 ? 0 : q[b * tq_block + from[i]];
+        }
+        out += F::n_digits * run;
+    }
+}
+
+template <typename F, int n_tokens>
+void dot(const char * row, int64_t b0, int64_t n, const char * end, const int8_t * q, size_t stride, const int32_t * base,
+         int32_t * sum) {
+    constexpr int step = vi_lanes * 4;
+    vi            acc[n_tokens];
+    for (int t = 0; t < n_tokens; ++t) {
+        acc[t] = vi_set1(0);
+    }
+    for (int64_t b = b0; b < b0 + n / tq_block; ++b) {
+        const char * p = row + b * sizeof(typename F::block);
+        char         tail[run];
+        if (end - p < run) {
+            memset(tail, 0, sizeof(tail));
+            memcpy(tail, p, F::n_bytes);
+            p = tail;
+        }
+        const int8_t * qb = q + b * F::n_digits * run;
+        for (int o = 0; o < run; o += step) {
+            vi raw = vi_load(p + o);
+            for (int d = 0; d < F::n_digits; ++d) {
+                const vi code = F::code(raw);
+                for (int t = 0; t < n_tokens; ++t) {
+                    acc[t] = vi_dot(acc[t], code, vi_load(qb + t * stride + d * run + o));
+                }
+                raw = F::next(raw);
+            }
+        }
+    }
+    for (int t = 0; t < n_tokens; ++t) {
+        sum[t] = vi_sum(acc[t]) - base[t];
+    }
+}
+
+template <typename F>
+void dot_n(const char * row, int64_t b0, int64_t n, const char * end, int n_tokens, const int8_t * q, size_t stride,
+           const int32_t * base, int32_t * sum) {
+    static_assert(vec_tokens == 3, "one case per token count");
+    switch (n_tokens) {
+        case 1:
+            return dot<F, 1>(row, b0, n, end, q, stride, base, sum);
+        case 2:
+            return dot<F, 2>(row, b0, n, end, q, stride, base, sum);
+        default:
+            return dot<F, 3>(row, b0, n, end, q, stride, base, sum);
+    }
+}
+
+}  // namespace
+
+size_t tq_vec_size(ggml_type type, int64_t n) {
+    return n / tq_block * (type == GGML_TYPE_TQ1_0 ? tq1::n_digits : tq2::n_digits) * run;
+}
+
+void tq_vec_arrange(ggml_type type, const int8_t * q, int64_t n, int8_t * out) {
+    type == GGML_TYPE_TQ1_0 ? arrange<tq1>(q, n, out) : arrange<tq2>(q, n, out);
+}
+
+void tq_vec_dot(ggml_type type, const char * row, int64_t b0, int64_t n, const char * end, int n_tokens, const int8_t * q,
+                size_t stride, const int32_t * base, int32_t * sum) {
+    type == GGML_TYPE_TQ1_0 ? dot_n<tq1>(row, b0, n, end, n_tokens, q, stride, base, sum) :
+                              dot_n<tq2>(row, b0, n, end, n_tokens, q, stride, base, sum);
+}
+
+}  // namespace qvac

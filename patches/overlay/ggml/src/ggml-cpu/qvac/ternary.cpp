@@ -1,0 +1,267 @@
+// MUL_MAT with a TQ1_0 or TQ2_0 src0 on the CPU, by the forward formula of ternary.h.
+//
+// First all threads quantize the tokens and scan the scales (one pass over the weights, which the products then find in
+// cache); after one barrier, units of rows are handed out.
+
+#include "ternary.h"
+
+#include "ggml-cpu-impl.h"
+#include "kernels.h"
+#include "ternary-tile.h"
+#include "ternary-vec.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace qvac {
+
+namespace {
+
+// The work buffer: one scan result per thread, the tokens (arranged for rows one by one, or for tiles), and per thread a
+// slot of one token's q and, for tiles, a panel with its block scales.
+struct layout {
+    int64_t n_tokens, n_blocks;
+    size_t  arranged_stride;
+    size_t  scans, scale, sums, block_sums, q, slots, slot, slot_d, total;
+};
+
+constexpr size_t  line       = 64;
+constexpr int64_t max_tokens = 504;  // whole tiles on every target; their q stay in the second-level cache
+static_assert(max_tokens % tile_mr == 0, "a unit begins at a tile");
+
+size_t pad(size_t n) {
+    return (n + line - 1) / line * line;
+}
+
+layout plan(int nth, const ggml_tensor * dst) {
+    const ggml_tensor * w = dst->src[0];
+    layout              l;
+    l.n_tokens        = ggml_nrows(dst->src[1]);
+    l.n_blocks        = w->ne[0] / tq_block;
+    l.arranged_stride = tq_vec_size(w->type, w->ne[0]);
+
+    size_t     at   = 0;
+    const auto take = [&](size_t bytes) {
+        const size_t here = at;
+        at += pad(bytes);
+        return here;
+    };
+    l.scans      = take(nth * line);
+    l.scale      = take(l.n_tokens * sizeof(float));
+    l.sums       = take(l.n_tokens * sizeof(int32_t));
+    l.block_sums = take(l.n_tokens * l.n_blocks * sizeof(int32_t));
+    const bool vec = l.n_tokens <= vec_tokens;
+    l.q          = take(vec ? l.n_tokens * l.arranged_stride : tile_rows_size(l.n_tokens, w->ne[0] / 4));
+    l.slot_d     = pad(w->ne[0]);
+    l.slot       = l.slot_d + (vec ? 0 : pad(l.n_blocks * tile_nr * sizeof(float)) + w->ne[0] * tile_nr);
+    l.slots      = take(nth * l.slot);
+    l.total      = at;
+    return l;
+}
+
+struct task {
+    const ggml_tensor * w;
+    ggml_tensor *       dst;
+    layout              l;
+    char *              work;
+    tq_scales           scales;
+
+    template <typename T> T * at(size_t offset) const { return (T *) (work + offset); }
+
+    const char * src(int64_t token) const {
+        const ggml_tensor * x = dst->src[1];
+        return (const char *) x->data + token % x->ne[1] * x->nb[1] + token / x->ne[1] % x->ne[2] * x->nb[2] +
+               token / x->ne[1] / x->ne[2] * x->nb[3];
+    }
+
+    float * out(int64_t token) const {
+        return (float *) ((char *) dst->data + token % dst->ne[1] * dst->nb[1] + token / dst->ne[1] % dst->ne[2] * dst->nb[2] +
+                          token / dst->ne[1] / dst->ne[2] * dst->nb[3]);
+    }
+
+    const char * row(int64_t r) const { return (const char *) w->data + r * w->nb[1]; }
+};
+
+void quantize(const task & t, int64_t token, char * slot) {
+    const int64_t n = t.w->ne[0];
+    int8_t *      q = (int8_t *) slot;
+
+    t.at<float>(t.l.scale)[token] =
+        tq_quantize(t.src(token), t.dst->src[1]->nb[0], n, 1, q, n, t.at<int32_t>(t.l.sums) + token);
+
+    int32_t * block_sums = t.at<int32_t>(t.l.block_sums) + token * t.l.n_blocks;
+    for (int64_t b = 0; b < t.l.n_blocks; ++b) {
+        int32_t s = 0;
+        for (int64_t i = 0; i < tq_block; ++i) {
+            s += q[b * tq_block + i];
+        }
+        block_sums[b] = s;
+    }
+    if (t.l.n_tokens <= vec_tokens) {
+        tq_vec_arrange(t.w->type, q, n, t.at<int8_t>(t.l.q) + token * t.l.arranged_stride);
+    } else {
+        tile_put_row(t.at<uint32_t>(t.l.q), token, n / 4, q);
+    }
+}
+
+// Few tokens: rows [r0, r1) one after another.
+void run_vec(const task & t, int64_t r0, int64_t r1) {
+    const layout &  l        = t.l;
+    const int       n_tokens = (int) l.n_tokens;
+    const int8_t *  q        = t.at<int8_t>(l.q);
+    const float *   scale    = t.at<float>(l.scale);
+    const int32_t * sums     = t.at<int32_t>(l.sums);
+    const char *    end      = t.row(t.w->ne[1]);
+    float *         out[vec_tokens];
+    float           factor[vec_tokens];
+    for (int i = 0; i < n_tokens; ++i) {
+        out[i]    = t.out(i);
+        factor[i] = scale[i] * tq_value(t.scales);
+    }
+    for (int64_t r = r0; r < r1; ++r) {
+        int32_t s[vec_tokens];
+        if (t.scales.kind != tq_scale::mixed) {
+            tq_vec_dot(t.w->type, t.row(r), 0, t.w->ne[0], end, n_tokens, q, l.arranged_stride, sums, s);
+            for (int i = 0; i < n_tokens; ++i) {
+                out[i][r] = (float) s[i] * factor[i];
+            }
+            continue;
+        }
+        float y[vec_tokens] = {};
+        for (int64_t b = 0; b < l.n_blocks; ++b) {
+            int32_t base[vec_tokens];
+            for (int i = 0; i < n_tokens; ++i) {
+                base[i] = t.at<int32_t>(l.block_sums)[i * l.n_blocks + b];
+            }
+            tq_vec_dot(t.w->type, t.row(r), b, tq_block, end, n_tokens, q, l.arranged_stride, base, s);
+            const float d = tq_block_scale(t.w->type, t.row(r), b);
+            for (int i = 0; i < n_tokens; ++i) {
+                y[i] += (float) s[i] * d;
+            }
+        }
+        for (int i = 0; i < n_tokens; ++i) {
+            out[i][r] = y[i] * scale[i];
+        }
+    }
+}
+
+// Many tokens: rows [r0, r1), one panel of tile_nr rows after another, by tokens [t0, t1).
+void run_panels(const task & t, int64_t r0, int64_t r1, int64_t t0, int64_t t1, char * slot) {
+    const layout &  l         = t.l;
+    const bool      mixed     = t.scales.kind == tq_scale::mixed;
+    const float     d         = tq_value(t.scales);
+    const float *   scale     = t.at<float>(l.scale);
+    float *         block_d   = (float *) (slot + l.slot_d);
+    uint32_t *      panel     = (uint32_t *) (slot + l.slot - t.w->ne[0] * tile_nr);
+    const int64_t   block_n4  = tq_block / 4;
+    const int64_t   n4        = l.n_blocks * block_n4;
+    for (int64_t r = r0; r < r1; r += tile_nr) {
+        const int64_t n_rows = std::min<int64_t>(tile_nr, r1 - r);
+        tq_pack_rows(t.w, r, n_rows, panel);
+        for (int64_t i = 0; mixed && i < n_rows; ++i) {
+            for (int64_t b = 0; b < l.n_blocks; ++b) {
+                block_d[b * tile_nr + i] = tq_block_scale(t.w->type, t.row(r + i), b);
+            }
+        }
+        for (int64_t m = t0; m < t1; m += tile_mr) {
+            const int      mr = (int) std::min<int64_t>(tile_mr, t1 - m);
+            const uint32_t * q = t.at<uint32_t>(l.q) + m * n4;  // m is a multiple of tile_mr
+            int32_t        s[tile_mr * tile_nr];
+            if (!mixed) {
+                tile_int8(mr, n4, q, t.at<int32_t>(l.sums) + m, panel, s);
+                for (int i = 0; i < mr; ++i) {
+                    float *     out    = t.out(m + i) + r;
+                    const float factor = scale[m + i] * d;
+                    for (int64_t c = 0; c < n_rows; ++c) {
+                        out[c] = (float) s[i * tile_nr + c] * factor;
+                    }
+                }
+                continue;
+            }
+            float y[tile_mr * tile_nr] = {};
+            for (int64_t b = 0; b < l.n_blocks; ++b) {
+                int32_t base[tile_mr];
+                for (int i = 0; i < mr; ++i) {
+                    base[i] = t.at<int32_t>(l.block_sums)[(m + i) * l.n_blocks + b];
+                }
+                tile_int8(mr, block_n4, q + b * block_n4 * tile_mr, base, panel + b * block_n4 * tile_nr, s);
+                for (int i = 0; i < mr; ++i) {
+                    for (int64_t c = 0; c < n_rows; ++c) {
+                        y[i * tile_nr + c] += (float) s[i * tile_nr + c] * block_d[b * tile_nr + c];
+                    }
+                }
+            }
+            for (int i = 0; i < mr; ++i) {
+                float * out = t.out(m + i) + r;
+                for (int64_t c = 0; c < n_rows; ++c) {
+                    out[c] = y[i * tile_nr + c] * scale[m + i];
+                }
+            }
+        }
+    }
+}
+
+bool supported(const ggml_tensor * dst) {
+    const ggml_tensor * w = dst->src[0];
+    return is_ternary(w->type) && dst->src[1]->type == GGML_TYPE_F32 && dst->type == GGML_TYPE_F32 && w->ne[2] == 1 &&
+           w->ne[3] == 1 && w->nb[0] == ggml_type_size(w->type) && dst->nb[0] == sizeof(float);
+}
+
+}  // namespace
+
+size_t ternary_mul_mat_work_size(int n_tasks, const ggml_tensor * dst) {
+    return supported(dst) ? plan(n_tasks, dst).total + line : 0;
+}
+
+bool ternary_mul_mat(const ggml_compute_params * params, ggml_tensor * dst) {
+    if (!supported(dst)) {
+        return false;
+    }
+    if (params->use_ref) {
+        if (params->ith == 0) {
+            ternary_mul_mat_ref(dst);
+        }
+        return true;
+    }
+    const int ith = params->ith;
+    const int nth = params->nth;
+    task      t   = { dst->src[0], dst, plan(nth, dst), (char *) pad((size_t) params->wdata), {} };
+    GGML_ASSERT(params->wsize >= t.l.total + line);
+
+    const int64_t n_rows     = t.w->ne[1];
+    const bool    vec        = t.l.n_tokens <= vec_tokens;
+    const int64_t own0       = n_rows * ith / nth;
+    const int64_t own1       = n_rows * (ith + 1) / nth;
+    char *        slot       = t.at<char>(t.l.slots + ith * t.l.slot);
+    for (int64_t i = ith; i < t.l.n_tokens; i += nth) {
+        quantize(t, i, slot);
+    }
+    *t.at<tq_scales>(t.l.scans + ith * line) = tq_scan(t.w, own0, own1);
+    if (ith == 0) {
+        ggml_threadpool_chunk_set(params->threadpool, nth);
+    }
+    ggml_barrier(params->threadpool);
+
+    t.scales = { tq_scale::none, 0 };
+    for (int i = 0; i < nth; ++i) {
+        t.scales = tq_merge(t.scales, *t.at<tq_scales>(t.l.scans + i * line));
+    }
+
+    if (vec) {
+        run_vec(t, own0, own1);
+        return true;
+    }
+    // Small products: several panels to a unit, for taking a unit costs an atomic operation.
+    const int64_t n_panels = (n_rows + tile_nr - 1) / tile_nr;
+    const int64_t per_unit = tile_nr * std::max<int64_t>(1, t.l.n_tokens < 64 ? n_panels / (8 * nth) : 1);
+    const int64_t n_r      = (n_rows + per_unit - 1) / per_unit;
+    const int64_t n_t      = (t.l.n_tokens + max_tokens - 1) / max_tokens;
+    for (int64_t u = ith; u < n_r * n_t; u = ggml_threadpool_chunk_add(params->threadpool, 1)) {
+        const int64_t r0 = u % n_r * per_unit;
+        const int64_t t0 = u / n_r * max_tokens;
+        run_panels(t, r0, std::min(r0 + per_unit, n_rows), t0, std::min(t0 + max_tokens, t.l.n_tokens), slot);
+    }
+    return true;
+}
+
+}  // namespace qvac
