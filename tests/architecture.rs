@@ -26,7 +26,7 @@ const LAYERS: &[&[&str]] = &[
 ];
 
 /// Engines of one row that another of the same row builds upon: (user, used).
-const PEERS: &[(&str, &str)] = &[("train", "eval"), ("eval", "train")];
+const PEERS: &[(&str, &str)] = &[("train", "eval"), ("eval", "train"), ("llama", "ggml")];
 
 /// The only modules with unsafe code.
 const UNSAFE: &[&str] = &["ggml", "llama"];
