@@ -316,3 +316,64 @@ fn colour_is_only_there_on_request() {
     assert!(stderr(&coloured).starts_with("\u{1b}["), "{}", stderr(&coloured));
     assert_eq!(console::strip_ansi_codes(&stderr(&coloured)), stderr(&plain));
 }
+
+/// On a terminal, which `script` makes: rustyline once took the signal for itself.
+#[cfg(target_os = "linux")]
+#[test]
+fn ctrl_c_stops_an_answer_and_not_the_chat() {
+    use std::io::{Read as _, Write as _};
+    use std::sync::{Arc, Mutex};
+    use std::time::{Duration, Instant};
+
+    let dir = tempfile::tempdir().unwrap();
+    let model = nano_model(dir.path());
+    let program = qvac(&[]);
+    let program = path(Path::new(program.get_program())).to_owned();
+    // A system prompt that takes seconds to compute, so that there is something to stop.
+    let command = format!(
+        "{program} chat -v -m {} --device cpu --threads 1 --ctx-size 65536 --chat-template chatml --system '{}'",
+        path(&model),
+        "many words ".repeat(5000)
+    );
+    let mut child = Command::new("script")
+        .args(["-qec", &command, "/dev/null"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("`script` of util-linux is there");
+    let mut keys = child.stdin.take().expect("piped");
+    let mut screen = child.stdout.take().expect("piped");
+    let shown = Arc::new(Mutex::new(Vec::new()));
+    let reader = std::thread::spawn({
+        let shown = Arc::clone(&shown);
+        move || {
+            let mut buffer = [0; 4096];
+            while let Ok(n @ 1..) = screen.read(&mut buffer) {
+                shown.lock().unwrap().extend_from_slice(&buffer[..n]);
+            }
+        }
+    });
+    let wait_for = |what: &str| {
+        let start = Instant::now();
+        loop {
+            let text = String::from_utf8_lossy(&shown.lock().unwrap()).into_owned();
+            if text.contains(what) {
+                break;
+            }
+            assert!(start.elapsed() < Duration::from_secs(60), "no `{what}` in:\n{text}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    let mut press =
+        |text: &str| keys.write_all(text.as_bytes()).and_then(|()| keys.flush()).expect("takes keys");
+    wait_for("> ");
+    press("hello\r");
+    std::thread::sleep(Duration::from_millis(1000));
+    press("\x03");
+    wait_for("; interrupted");
+    press("/reset\r");
+    wait_for("the conversation is forgotten");
+    press("/quit\r");
+    assert_eq!(child.wait().expect("ends").code(), Some(0));
+    reader.join().expect("reads to the end");
+}
