@@ -17,7 +17,7 @@ use console::{style, StyledObject};
 
 use crate::commands::ui::{Problem, ReaderGone};
 use crate::error::Hint;
-use crate::{data, ggml, llama, model, train};
+use crate::{data, export, ggml, llama, model, synth, train};
 
 type HintOf = fn(&(dyn Error + 'static)) -> Option<String>;
 
@@ -26,6 +26,8 @@ const HINTS: &[HintOf] = &[
     hint_of::<Problem>,
     hint_of::<data::Error>,
     hint_of::<train::Error>,
+    hint_of::<export::Error>,
+    hint_of::<synth::Error>,
     hint_of::<model::Error>,
     hint_of::<llama::Error>,
     hint_of::<ggml::Error>,

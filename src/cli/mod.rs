@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 
 use crate::commands::ui::{Outcome, Ui, Verbosity};
-use crate::commands::{chat, completions, data, devices, generate, man};
+use crate::commands::{chat, completions, data, devices, eval, export, generate, inspect, man, synth, train};
 use crate::llama;
 
 /// Fine-tune ternary (BitNet b1.58) language models on whatever GPU a person has
@@ -55,9 +55,14 @@ enum Color {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Train(Box<train::Args>),
+    Eval(eval::Args),
     Generate(generate::Args),
     Chat(chat::Args),
     Data(data::Args),
+    Inspect(inspect::Args),
+    Export(export::Args),
+    Synth(synth::Args),
     Devices(devices::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -66,9 +71,14 @@ enum Command {
 impl Command {
     fn run(self, ui: &Ui) -> anyhow::Result<Outcome> {
         match self {
+            Self::Train(args) => train::run(*args, ui),
+            Self::Eval(args) => eval::run(args, ui),
             Self::Generate(args) => generate::run(args, ui),
             Self::Chat(args) => chat::run(args, ui),
             Self::Data(args) => data::run(args, ui),
+            Self::Inspect(args) => inspect::run(args, ui),
+            Self::Export(args) => export::run(args, ui),
+            Self::Synth(args) => synth::run(args, ui),
             Self::Devices(args) => devices::run(args, ui),
             Self::Completions(args) => completions::run(args, Cli::command(), ui),
             Self::Man(args) => man::run(args, Cli::command(), ui),
