@@ -71,7 +71,7 @@ fn adapter(file: &GgufFile) -> anyhow::Result<Value> {
         "base": adapter.base,
         "rank": adapter.rank(),
         "ranks": ranks,
-        "alpha": adapter.alpha,
+        "alpha": decimal(adapter.alpha),
         "targets": targets,
         "n_layer": layers.len(),
         "n_pairs": adapter.pairs.len(),
@@ -92,10 +92,10 @@ fn model(file: &GgufFile, ui: &Ui) -> anyhow::Result<Value> {
             "n_head_kv": hp.n_head_kv,
             "n_embd_head": hp.n_embd_head,
             "n_ff": hp.n_ff,
-            "rms_eps": hp.rms_eps,
+            "rms_eps": decimal(hp.rms_eps),
             "rope_dims": hp.rope.n_dims,
-            "rope_freq_base": hp.rope.freq_base,
-            "rope_freq_scale": hp.rope.freq_scale,
+            "rope_freq_base": decimal(hp.rope.freq_base),
+            "rope_freq_scale": decimal(hp.rope.freq_scale),
             "rope_yarn": hp.rope.ext_factor != 0.0,
             "rope_freqs": file.tensor("rope_freqs.weight").is_some(),
         }),
@@ -135,6 +135,11 @@ fn model(file: &GgufFile, ui: &Ui) -> anyhow::Result<Value> {
         },
         "chat_template": file.get("tokenizer.chat_template").is_some(),
     }))
+}
+
+/// The f64 that prints like the f32: 1e-5, and not 9.999999747378752e-6.
+fn decimal(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or(f64::NAN)
 }
 
 fn run_folder(dir: &Path) -> anyhow::Result<Value> {
