@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 
 use crate::commands::ui::{Outcome, Ui, Verbosity};
-use crate::commands::{chat, completions, devices, export, generate, inspect, man, synth};
+use crate::commands::{chat, completions, devices, eval, export, generate, inspect, man, synth, train};
 use crate::llama;
 
 /// Fine-tune ternary (BitNet b1.58) language models on whatever GPU a person has
@@ -55,6 +55,8 @@ enum Color {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Train(Box<train::Args>),
+    Eval(eval::Args),
     Generate(generate::Args),
     Chat(chat::Args),
     Inspect(inspect::Args),
@@ -68,6 +70,8 @@ enum Command {
 impl Command {
     fn run(self, ui: &Ui) -> anyhow::Result<Outcome> {
         match self {
+            Self::Train(args) => train::run(*args, ui),
+            Self::Eval(args) => eval::run(args, ui),
             Self::Generate(args) => generate::run(args, ui),
             Self::Chat(args) => chat::run(args, ui),
             Self::Inspect(args) => inspect::run(args, ui),
