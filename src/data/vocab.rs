@@ -36,4 +36,8 @@ impl Tokenizer for Vocab {
     fn is_eog(&self, token: i32) -> bool {
         self.is_eog(token)
     }
+
+    fn is_special(&self, token: i32) -> bool {
+        self.is_control(token)
+    }
 }
