@@ -88,10 +88,10 @@ fn one_seed_is_one_function_whatever_the_type() {
         logits(&path, None, &tokens)
     };
     let tq2 = run(Dtype::TQ2_0, false);
-    // libllama rounds activations to 8 bits for ternary weights and not for f16; the embedding is Q6_K in one.
-    for (dtype, scales, tolerance) in
-        [(Dtype::TQ1_0, false, 1e-4), (Dtype::TQ2_0, true, 1e-3), (Dtype::F16, false, 0.1)]
-    {
+    // libllama rounds activations to 8 bits for ternary weights: applying a scale later moves some to the next step, and
+    // f16 has no such rounding at all. Other weights would differ by more than 1.
+    let cases = [(Dtype::TQ1_0, false, 1e-4), (Dtype::TQ2_0, true, 0.05), (Dtype::F16, false, 0.1)];
+    for (dtype, scales, tolerance) in cases {
         let off = difference(&tq2, &run(dtype, scales));
         assert!(off < tolerance, "{dtype}, scales {scales}: {off}");
     }

@@ -62,8 +62,11 @@ pub(super) fn architecture(name: &str) -> Result<&'static Architecture> {
     })
 }
 
+/// Picks the heads over which a matrix is ordered.
+type HeadsOf = fn(Heads) -> usize;
+
 /// Whether the rows of this layer's B differ between the two, and over how many heads.
-pub(super) fn heads_to_permute(name: &str, target: Target) -> Result<Option<fn(Heads) -> usize>> {
+pub(super) fn heads_to_permute(name: &str, target: Target) -> Result<Option<HeadsOf>> {
     let arch = architecture(name)?;
     Ok(match (arch.block.rope, target) {
         (RopeKind::Norm, Target::AttnQ) => Some(|h| h.n_head),
