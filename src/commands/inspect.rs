@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{bail, Context as _};
+use anyhow::Context as _;
 use serde_json::{json, Value};
 
-use super::ui::{Outcome, Ui};
+use super::ui::{Outcome, Problem, Ui};
 use crate::ggml::GgufFile;
 use crate::model::{survey, AdapterFile, Hparams};
 use crate::parallel;
@@ -145,7 +145,8 @@ fn decimal(value: f32) -> f64 {
 fn run_folder(dir: &Path) -> anyhow::Result<Value> {
     let config_path = dir.join("config.json");
     if !config_path.is_file() {
-        bail!("`{}` is not the folder of a run: it has no `config.json`", dir.display());
+        let fact = format!("`{}` is not the folder of a run: it has no `config.json`", dir.display());
+        return Err(Problem::new(fact, "pass a GGUF file, or what `qvac-ft train --out` named").into());
     }
     let text = fs::read_to_string(&config_path)
         .with_context(|| format!("cannot read `{}`", config_path.display()))?;
