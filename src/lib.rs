@@ -12,5 +12,6 @@ pub mod export;
 pub mod ggml;
 pub mod llama;
 pub mod model;
+pub mod parallel;
 pub mod synth;
 pub mod train;

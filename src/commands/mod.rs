@@ -1,1 +1,16 @@
-//! commands
+//! One file per subcommand: flags, validated into a config, handed to an engine, its answer written out.
+//!
+//! Each file has `pub struct Args` (`clap::Args`) and `pub fn run(args: Args, ui: &Ui) -> anyhow::Result<Outcome>`.
+//! To add one: a new file here, a `pub mod` line, and one variant in `cli::Command`. `ui` and `inference` are no
+//! commands but what commands share.
+
+pub mod chat;
+pub mod completions;
+pub mod devices;
+pub mod export;
+pub mod generate;
+pub mod inference;
+pub mod inspect;
+pub mod man;
+pub mod synth;
+pub mod ui;

@@ -1,1 +1,50 @@
-//! model
+//! What a network is: its hyperparameters, its weights by role, its blocks as graphs, and adapters of it.
+//!
+//! Nothing here knows of data, losses or steps. A new architecture is one file in `arch/` and one line in its slice.
+
+pub mod adapter;
+mod arch;
+mod block;
+mod error;
+pub mod hparams;
+mod lora;
+mod spec;
+pub mod survey;
+mod weights;
+
+use std::path::Path;
+
+use crate::ggml::{Backend, GgufFile};
+
+pub use adapter::AdapterFile;
+pub use arch::ARCHITECTURES;
+pub use block::{Net, Place};
+pub use error::{Error, Result};
+pub use hparams::Hparams;
+pub use lora::{Lora, LoraConfig, Pair, Slot, FLAT_ALIGN};
+pub use spec::{Architecture, BlockSpec, Target};
+pub use weights::{Layer, Linear, Weights, WEIGHT_TYPES};
+
+/// A model on a device, ready to be put into graphs.
+pub struct Model {
+    /// `general.name`, for people.
+    pub name: Option<String>,
+    pub arch: &'static Architecture,
+    pub hp: Hparams,
+    pub weights: Weights,
+}
+
+impl Model {
+    /// Loads a GGUF file; `progress` is told the bytes copied so far and in all.
+    pub fn load(path: &Path, backend: &Backend, progress: &mut dyn FnMut(u64, u64)) -> Result<Self> {
+        let file = GgufFile::open(path)?;
+        let hp = Hparams::from_gguf(&file)?;
+        let arch = arch::find(&hp.architecture).ok_or_else(|| Error::Architecture {
+            path: path.into(),
+            found: hp.architecture.clone(),
+            supported: ARCHITECTURES.iter().map(|a| a.name).collect::<Vec<_>>().join(", "),
+        })?;
+        let weights = Weights::load(&file, arch, &hp, backend, progress)?;
+        Ok(Self { name: file.get_str("general.name")?.map(Into::into), arch, hp, weights })
+    }
+}

@@ -1,1 +1,38 @@
-//! train
+//! The training engine and the loop around it.
+//!
+//! ```text
+//! config      what a run is, as its folder stores it
+//! batch       packed rows -> tokens, positions, mask, targets
+//! step        the engine: one block is one graph; forward, backward, update
+//! loss        the head in chunks, and the cross entropy
+//! optimizer   AdamW and the gradient norm over the flat adapter
+//! schedule    the learning rate
+//! trainer     epochs, steps, evaluation, checkpoints
+//! eval        loss, perplexity and accuracy over a data set
+//! checkpoint  a run's state on disk, written atomically
+//! metrics     one JSON line a step
+//! ```
+//! It never prints: what a user sees goes through [`Observer`].
+
+mod batch;
+mod checkpoint;
+mod config;
+mod error;
+mod eval;
+mod loss;
+mod metrics;
+mod optimizer;
+mod schedule;
+mod step;
+mod trainer;
+
+pub use batch::{MicroBatch, Target};
+pub use checkpoint::{latest as latest_checkpoint, Checkpoint, Cursor};
+pub use config::RunConfig;
+pub use error::{Error, Result};
+pub use eval::{evaluate, Evaluation};
+pub use metrics::{EvalRecord, StepRecord};
+pub use optimizer::AdamW;
+pub use schedule::{Decay, Schedule};
+pub use step::{Engine, EngineConfig, Recompute};
+pub use trainer::{Observer, Report, Trainer, Stop};

@@ -1,0 +1,213 @@
+//! The machine's compute devices, and a backend that runs graphs on one.
+
+use std::ffi::CStr;
+use std::ptr::NonNull;
+use std::rc::Rc;
+
+use llama_sys as sys;
+
+use super::{ffi, Context, Error, Result, Tensor};
+
+/// What kind of device it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceKind {
+    Cpu,
+    /// A GPU with memory of its own.
+    Gpu,
+    /// A GPU that shares the host's memory.
+    Igpu,
+    /// A GPU's interface implemented in software, such as lavapipe. Never chosen unless named.
+    Software,
+}
+
+/// A device that can run graphs.
+#[derive(Clone, Debug)]
+pub struct Device {
+    ptr: NonNull<sys::ggml_backend_device>,
+    name: String,
+    description: String,
+    kind: DeviceKind,
+}
+
+impl Device {
+    /// All devices, in upstream's order.
+    pub fn list() -> Vec<Self> {
+        super::init();
+        // SAFETY: reads the registry, which `init` has filled.
+        (0..unsafe { sys::ggml_backend_dev_count() })
+            // SAFETY: the index is in range; devices live as long as the process.
+            .filter_map(|i| NonNull::new(unsafe { sys::ggml_backend_dev_get(i) }))
+            .filter_map(Self::from_raw)
+            .collect()
+    }
+
+    fn from_raw(ptr: NonNull<sys::ggml_backend_device>) -> Option<Self> {
+        // SAFETY: a registered device; its strings are static.
+        let (name, description, kind) = unsafe {
+            let text = |s: *const std::ffi::c_char| CStr::from_ptr(s).to_string_lossy().into_owned();
+            let kind = sys::ggml_backend_dev_type(ptr.as_ptr());
+            (
+                text(sys::ggml_backend_dev_name(ptr.as_ptr())),
+                text(sys::ggml_backend_dev_description(ptr.as_ptr())),
+                kind,
+            )
+        };
+        // llvmpipe is the name Mesa gives lavapipe's device.
+        let software = description.contains("llvmpipe") || description.contains("SwiftShader");
+        let kind = match kind {
+            sys::GGML_BACKEND_DEVICE_TYPE_CPU if name == "CPU" => DeviceKind::Cpu,
+            sys::GGML_BACKEND_DEVICE_TYPE_CPU => DeviceKind::Software,
+            sys::GGML_BACKEND_DEVICE_TYPE_GPU | sys::GGML_BACKEND_DEVICE_TYPE_IGPU if software => DeviceKind::Software,
+            sys::GGML_BACKEND_DEVICE_TYPE_GPU => DeviceKind::Gpu,
+            sys::GGML_BACKEND_DEVICE_TYPE_IGPU => DeviceKind::Igpu,
+            // Accelerators (BLAS and the like) run single operations, not graphs.
+            _ => return None,
+        };
+        // Upstream calls Metal's devices MTL0, MTL1, ...
+        let name = name.to_lowercase().replace("mtl", "metal");
+        Some(Self { ptr, name, description, kind })
+    }
+
+    /// The device of that name (`cpu`, `vulkan0`, `metal0`), whatever its case.
+    pub fn by_name(name: &str) -> Result<Self> {
+        let mut devices = Self::list();
+        match devices.iter().position(|d| d.name.eq_ignore_ascii_case(name)) {
+            Some(i) => Ok(devices.swap_remove(i)),
+            None => Err(Error::NoSuchDevice {
+                name: name.into(),
+                found: devices.into_iter().map(|d| d.name).collect(),
+            }),
+        }
+    }
+
+    /// The device that work goes to when none is named: the first GPU, else the first GPU that shares the host's
+    /// memory, else the CPU.
+    pub fn best() -> Result<Self> {
+        let devices = Self::list();
+        let first = |kind| devices.iter().find(|d| d.kind == kind).cloned();
+        first(DeviceKind::Gpu).or_else(|| first(DeviceKind::Igpu)).map_or_else(|| Self::by_name("cpu"), Ok)
+    }
+
+    /// The name that `--device` takes.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The hardware's name.
+    pub fn description(&self) -> &str {
+        &self.description
+    }
+
+    pub fn kind(&self) -> DeviceKind {
+        self.kind
+    }
+
+    /// Bytes free and bytes in all.
+    pub fn memory(&self) -> (usize, usize) {
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: a live device and two places to write to.
+        unsafe { sys::ggml_backend_dev_memory(self.ptr.as_ptr(), &mut free, &mut total) };
+        (free, total)
+    }
+
+    /// Whether the device can compute `op`.
+    pub fn supports(&self, op: &Tensor) -> bool {
+        // SAFETY: a live device and a live tensor.
+        unsafe { sys::ggml_backend_dev_supports_op(self.ptr.as_ptr(), op.raw()) }
+    }
+
+    pub(crate) fn raw(&self) -> *mut sys::ggml_backend_device {
+        self.ptr.as_ptr()
+    }
+}
+
+/// A stream of work on a device. Cheap to clone.
+#[derive(Clone)]
+pub struct Backend {
+    inner: Rc<Inner>,
+}
+
+struct Inner {
+    ptr: NonNull<sys::ggml_backend>,
+    device: Device,
+}
+
+impl Backend {
+    /// Opens `device`; on a CPU it computes with `n_threads` threads.
+    pub fn new(device: &Device, n_threads: usize) -> Result<Self> {
+        let ptr = ffi::pointer(|err, size| {
+            // SAFETY: a live device; no parameters.
+            unsafe { sys::qvac_dev_init(device.raw(), std::ptr::null(), err, size) }
+        })
+        .map_err(|f| Error::DeviceInit { device: device.name.clone(), reason: f.reason })?;
+        let backend = Self { inner: Rc::new(Inner { ptr, device: device.clone() }) };
+        backend.set_n_threads(n_threads);
+        Ok(backend)
+    }
+
+    /// Goes through the registry, so that it also finds a CPU variant that was loaded at run time.
+    fn set_n_threads(&self, n_threads: usize) {
+        let name = c"ggml_backend_set_n_threads";
+        // SAFETY: a live device has a registry; the function looked up under that name has that type.
+        unsafe {
+            let reg = sys::ggml_backend_dev_backend_reg(self.device().raw());
+            let f = sys::ggml_backend_reg_get_proc_address(reg, name.as_ptr());
+            if !f.is_null() {
+                type SetThreads = unsafe extern "C" fn(*mut sys::ggml_backend, i32);
+                let f = std::mem::transmute::<*mut std::ffi::c_void, SetThreads>(f);
+                f(self.raw(), n_threads.max(1) as i32);
+            }
+        }
+    }
+
+    pub fn device(&self) -> &Device {
+        &self.inner.device
+    }
+
+    pub(super) fn raw(&self) -> *mut sys::ggml_backend {
+        self.inner.ptr.as_ptr()
+    }
+
+    pub(super) fn buffer_type(&self) -> *mut sys::ggml_backend_buffer_type {
+        // SAFETY: a live backend.
+        unsafe { sys::ggml_backend_get_default_buffer_type(self.raw()) }
+    }
+
+    /// Gives every tensor of `ctx` that has none yet its place in the device's memory, in as many buffers as the
+    /// device's limits ask for; `what` names them in an error. Returns the bytes allocated.
+    pub fn alloc(&self, ctx: &Context, what: &str) -> Result<usize> {
+        let buft = self.buffer_type();
+        // SAFETY: a live context and buffer type; allocates nothing.
+        let bytes = unsafe { sys::ggml_backend_alloc_ctx_tensors_from_buft_size(ctx.raw(), buft) };
+        let buffer = ffi::pointer(|err, size| {
+            // SAFETY: a live context and buffer type.
+            unsafe { sys::qvac_alloc_ctx_tensors_from_buft(ctx.raw(), buft, err, size) }
+        })
+        .map_err(|_| Error::OutOfDeviceMemory { device: self.device().name.clone(), what: what.into(), bytes })?;
+        let buffer = Rc::new(Buffer { ptr: buffer, _backend: self.clone() });
+        ctx.keep(&buffer);
+        // SAFETY: the buffer was made above.
+        Ok(unsafe { sys::ggml_backend_buffer_get_size(buffer.ptr.as_ptr()) })
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // SAFETY: made by `qvac_dev_init`, freed once; what was allocated on it holds an `Rc` of this.
+        unsafe { sys::ggml_backend_free(self.ptr.as_ptr()) }
+    }
+}
+
+/// A device's memory; the context whose tensors lie in it keeps it alive.
+struct Buffer {
+    ptr: NonNull<sys::ggml_backend_buffer>,
+    _backend: Backend,
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        // SAFETY: made by an allocation, freed once, when the context of its tensors is gone.
+        unsafe { sys::ggml_backend_buffer_free(self.ptr.as_ptr()) }
+    }
+}

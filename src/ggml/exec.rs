@@ -1,0 +1,226 @@
+//! Runs graphs on a device: checks that it can, gives their tensors memory, computes.
+//!
+//! Graphs that never need each other's insides share an [`Arena`], whose one buffer is as large as the hungriest of
+//! them. An operation that the device lacks is an error, unless the executor was told to compute it on the CPU; then
+//! upstream's scheduler splits each graph between the two, and each graph has memory of its own.
+
+use std::cell::{Cell, RefCell};
+use std::ptr::NonNull;
+use std::rc::Rc;
+
+use llama_sys as sys;
+
+use super::{ffi, Backend, Error, Graph, Result};
+
+/// Runs graphs on one device.
+pub struct Executor {
+    backend: Backend,
+    /// The CPU, if it may compute what the device cannot.
+    fallback: Option<Backend>,
+    arenas: RefCell<Vec<Rc<Allocator>>>,
+    schedulers: Cell<usize>,
+}
+
+impl Executor {
+    /// An executor on `backend`; with `fallback`, a CPU's, for what `backend`'s device cannot compute.
+    pub fn new(backend: &Backend, fallback: Option<&Backend>) -> Self {
+        let (backend, fallback) = (backend.clone(), fallback.cloned());
+        Self { backend, fallback, arenas: RefCell::default(), schedulers: Cell::new(0) }
+    }
+
+    pub fn backend(&self) -> &Backend {
+        &self.backend
+    }
+
+    /// Bytes of device memory that this executor's graphs use for intermediate results.
+    pub fn compute_bytes(&self) -> usize {
+        // SAFETY: live allocators with one buffer each.
+        let arenas = self.arenas.borrow().iter().map(|a| unsafe { sys::ggml_gallocr_get_buffer_size(a.0.as_ptr(), 0) }).sum::<usize>();
+        arenas + self.schedulers.get()
+    }
+
+    /// Memory for graphs to share.
+    pub fn arena(&self) -> Result<Arena<'_>> {
+        let buft = self.backend.buffer_type();
+        // SAFETY: a live buffer type.
+        let ptr = ffi::pointer(|err, size| unsafe { sys::qvac_gallocr_new(buft, err, size) })
+            .map_err(|f| self.out_of_memory(f.reason))?;
+        let allocator = Rc::new(Allocator(ptr));
+        self.arenas.borrow_mut().push(allocator.clone());
+        Ok(Arena { exec: self, allocator, reserved: 0, placed: false })
+    }
+
+    /// Places `graphs` into one arena.
+    pub fn plan(&self, graphs: Vec<Graph>) -> Result<Vec<Plan>> {
+        let mut arena = self.arena()?;
+        graphs.iter().try_for_each(|g| arena.reserve(g))?;
+        graphs.into_iter().map(|g| arena.place(g)).collect()
+    }
+
+    /// Computes all of a graph and waits for it.
+    pub fn compute(&self, plan: &Plan) -> Result<()> {
+        match &plan.memory {
+            Memory::Arena(_) => self.run(plan.graph.raw()),
+            Memory::Scheduler(s) => self.checked(|err, size| {
+                // SAFETY: the scheduler has allocated this very graph.
+                unsafe { sys::qvac_sched_graph_compute(s.ptr.as_ptr(), plan.graph.raw(), err, size) }
+            }),
+        }
+    }
+
+    /// Computes the first `n` nodes.
+    pub fn compute_to(&self, plan: &Plan, n: usize) -> Result<()> {
+        self.compute_part(plan, 0, n)
+    }
+
+    /// Computes all nodes from the `n`th on.
+    pub fn compute_from(&self, plan: &Plan, n: usize) -> Result<()> {
+        self.compute_part(plan, n, plan.graph.n_nodes())
+    }
+
+    fn compute_part(&self, plan: &Plan, start: usize, end: usize) -> Result<()> {
+        if matches!(plan.memory, Memory::Scheduler(_)) {
+            return Err(Error::SplitGraph);
+        }
+        // SAFETY: a live graph; the shim checks the range and returns null when it is not within the graph.
+        let view = unsafe { sys::qvac_graph_view(plan.graph.raw(), start as i32, end as i32) };
+        let view = NonNull::new(view).ok_or(Error::Graph { expected: "nodes in that range" })?;
+        let result = self.run(view.as_ptr());
+        // SAFETY: made above, and nothing refers to it any more.
+        unsafe { sys::qvac_graph_view_free(view.as_ptr()) };
+        result
+    }
+
+    fn run(&self, graph: *mut sys::ggml_cgraph) -> Result<()> {
+        // SAFETY: a live graph whose tensors have memory that this backend can use.
+        self.checked(|err, size| unsafe { sys::qvac_graph_compute(self.backend.raw(), graph, err, size) })
+    }
+
+    fn checked(&self, f: impl FnOnce(*mut std::ffi::c_char, usize) -> sys::qvac_status) -> Result<()> {
+        ffi::status(f).map_err(|failure| match failure.out_of_memory {
+            true => self.out_of_memory("a graph's computation".into()),
+            false => Error::Compute { device: self.backend.device().name().into(), reason: failure.reason },
+        })
+    }
+
+    fn out_of_memory(&self, what: String) -> Error {
+        Error::OutOfDeviceMemory { device: self.backend.device().name().into(), what, bytes: self.compute_bytes() }
+    }
+
+    /// Every operation of `graph` can run on the device, or the first that cannot is named.
+    fn check(&self, graph: &Graph) -> Result<()> {
+        let device = self.backend.device();
+        for node in graph.nodes() {
+            if !device.supports(&node) {
+                return Err(Error::Unsupported {
+                    tensor: node.name(),
+                    op: node.op_name(),
+                    operands: node.sources().iter().map(|s| s.describe()).collect::<Vec<_>>().join(", "),
+                    device: device.name().into(),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Memory that graphs share: reserve for all of them, then place each.
+pub struct Arena<'e> {
+    exec: &'e Executor,
+    allocator: Rc<Allocator>,
+    reserved: usize,
+    placed: bool,
+}
+
+impl Arena<'_> {
+    /// Makes the buffer large enough for `graph`. All reservations come before the first placement, which fixes the
+    /// buffer.
+    pub fn reserve(&mut self, graph: &Graph) -> Result<()> {
+        if self.placed {
+            return Err(Error::Graph { expected: "all reservations before the first placement" });
+        }
+        self.reserved += 1;
+        if self.exec.fallback.is_some() {
+            return Ok(());
+        }
+        self.exec.check(graph)?;
+        self.exec.checked(|err, size| {
+            // SAFETY: a live allocator and a live graph.
+            unsafe { sys::qvac_gallocr_reserve(self.allocator.0.as_ptr(), graph.raw(), err, size) }
+        })
+    }
+
+    /// Gives the tensors of a graph that was reserved for their places.
+    pub fn place(&mut self, graph: Graph) -> Result<Plan> {
+        self.placed = true;
+        if self.reserved == 0 {
+            return Err(Error::Graph { expected: "a reservation for each placement" });
+        }
+        self.reserved -= 1;
+        let memory = match &self.exec.fallback {
+            Some(cpu) => Memory::Scheduler(self.schedule(&graph, cpu)?),
+            None => {
+                self.exec.checked(|err, size| {
+                    // SAFETY: a live allocator, and a graph for which its buffer is large enough.
+                    unsafe { sys::qvac_gallocr_alloc_graph(self.allocator.0.as_ptr(), graph.raw(), err, size) }
+                })?;
+                Memory::Arena(self.allocator.clone())
+            }
+        };
+        Ok(Plan { graph, memory })
+    }
+
+    fn schedule(&self, graph: &Graph, cpu: &Backend) -> Result<Scheduler> {
+        let mut backends = [self.exec.backend.raw(), cpu.raw()];
+        let size = graph.capacity();
+        let ptr = ffi::pointer(|err, err_size| {
+            // SAFETY: two live backends; default buffer types.
+            unsafe {
+                sys::qvac_sched_new(backends.as_mut_ptr(), std::ptr::null_mut(), 2, size, false, false, err, err_size)
+            }
+        })
+        .map_err(|f| self.exec.out_of_memory(f.reason))?;
+        let scheduler = Scheduler { ptr, _backends: [self.exec.backend.clone(), cpu.clone()] };
+        self.exec.checked(|err, size| {
+            // SAFETY: a live scheduler and a live graph no larger than it was made for.
+            unsafe { sys::qvac_sched_alloc_graph(ptr.as_ptr(), graph.raw(), err, size) }
+        })?;
+        // SAFETY: a live scheduler and one of its backends.
+        let bytes = unsafe { sys::ggml_backend_sched_get_buffer_size(ptr.as_ptr(), self.exec.backend.raw()) };
+        self.exec.schedulers.set(self.exec.schedulers.get() + bytes);
+        Ok(scheduler)
+    }
+}
+
+/// A graph whose tensors have their places.
+pub struct Plan {
+    graph: Graph,
+    memory: Memory,
+}
+
+enum Memory {
+    /// Held so that the buffer outlives the graph.
+    Arena(#[allow(dead_code)] Rc<Allocator>),
+    Scheduler(Scheduler),
+}
+
+struct Allocator(NonNull<sys::ggml_gallocr>);
+
+impl Drop for Allocator {
+    fn drop(&mut self) {
+        // SAFETY: made by `qvac_gallocr_new`, freed once, after the last plan that lies in it.
+        unsafe { sys::ggml_gallocr_free(self.0.as_ptr()) }
+    }
+}
+
+struct Scheduler {
+    ptr: NonNull<sys::ggml_backend_sched>,
+    _backends: [Backend; 2],
+}
+
+impl Drop for Scheduler {
+    fn drop(&mut self) {
+        // SAFETY: made by `qvac_sched_new`, freed once, before its backends.
+        unsafe { sys::ggml_backend_sched_free(self.ptr.as_ptr()) }
+    }
+}

@@ -1,0 +1,76 @@
+//! What a transformer block consists of, declared rather than coded.
+
+use crate::ggml::RopeKind;
+
+/// One architecture: its GGUF name and what its blocks have.
+#[derive(Debug)]
+pub struct Architecture {
+    /// GGUF's `general.architecture`.
+    pub name: &'static str,
+    pub block: BlockSpec,
+}
+
+/// What varies between blocks of the Llama kind: pre-norm attention with rotary embedding and grouped queries,
+/// then a SiLU-gated feed-forward network. A linear layer's `scale` and `bias` are used where the file has them.
+#[derive(Debug)]
+pub struct BlockSpec {
+    pub rope: RopeKind,
+    /// A norm on the attention's result, before `attn_output`.
+    pub attn_sub_norm: bool,
+    /// A norm on the gated activation, before `ffn_down`.
+    pub ffn_sub_norm: bool,
+}
+
+/// A linear layer that an adapter can change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Target {
+    AttnQ,
+    AttnK,
+    AttnV,
+    AttnOutput,
+    FfnGate,
+    FfnUp,
+    FfnDown,
+}
+
+impl Target {
+    /// All of them, in the order of the block.
+    pub const ALL: [Self; 7] =
+        [Self::AttnQ, Self::AttnK, Self::AttnV, Self::AttnOutput, Self::FfnGate, Self::FfnUp, Self::FfnDown];
+
+    /// The name in GGUF tensor names: `blk.0.<name>.weight`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::AttnQ => "attn_q",
+            Self::AttnK => "attn_k",
+            Self::AttnV => "attn_v",
+            Self::AttnOutput => "attn_output",
+            Self::FfnGate => "ffn_gate",
+            Self::FfnUp => "ffn_up",
+            Self::FfnDown => "ffn_down",
+        }
+    }
+
+    /// The name that Hugging Face models and PEFT use.
+    pub const fn hf_name(self) -> &'static str {
+        match self {
+            Self::AttnQ => "q_proj",
+            Self::AttnK => "k_proj",
+            Self::AttnV => "v_proj",
+            Self::AttnOutput => "o_proj",
+            Self::FfnGate => "gate_proj",
+            Self::FfnUp => "up_proj",
+            Self::FfnDown => "down_proj",
+        }
+    }
+
+    /// The target of that name, GGUF's or Hugging Face's.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|t| t.name() == name || t.hf_name() == name)
+    }
+
+    /// The layer's weight in a GGUF file.
+    pub fn tensor_name(self, layer: usize) -> String {
+        format!("blk.{layer}.{}.weight", self.name())
+    }
+}

@@ -1,0 +1,161 @@
+//! Loss, perplexity and accuracy over a data set.
+//!
+//! Accuracy is that of classification data: at the place of the answer, is the record's own label the likeliest of all
+//! labels? Where the labels differ in their first token, that token's scores are compared, which the forward for the
+//! loss gives for free. Where two begin alike, each label is written out after the prompt and scored as a whole.
+
+use serde::Serialize;
+
+use crate::data::{ordered_rows, Dataset, LabelTask, PackMode, Row, Sample};
+
+use super::batch::{MicroBatch, Target};
+use super::error::{Error, Result};
+use super::step::Engine;
+
+/// How many labelled records were given their own label.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Accuracy {
+    pub right: usize,
+    pub of: usize,
+}
+
+impl Accuracy {
+    /// Between 0 and 1.
+    pub fn share(&self) -> f64 {
+        self.right as f64 / self.of as f64
+    }
+}
+
+/// What a data set's evaluation gave.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Evaluation {
+    /// Mean over all targets, in nats.
+    pub loss: f64,
+    /// Targets: tokens that contribute to the loss.
+    pub n_tokens: usize,
+    /// None where the data has no labels.
+    pub accuracy: Option<Accuracy>,
+}
+
+impl Evaluation {
+    pub fn perplexity(&self) -> f64 {
+        self.loss.exp()
+    }
+}
+
+/// Evaluates `data`; `progress` is told the rows done and in all.
+pub fn evaluate(engine: &Engine, data: &Dataset, progress: &mut dyn FnMut(usize, usize)) -> Result<Evaluation> {
+    let seq_len = engine.config().seq_len;
+    let rows = ordered_rows(&data.samples, seq_len, PackMode::Pack)?;
+    let by_first_token = data.label_tasks.iter().all(first_tokens_differ);
+    let mut tasks_of_sample = vec![None; data.samples.len()];
+    if by_first_token {
+        for task in &data.label_tasks {
+            tasks_of_sample[task.sample] = Some(task);
+        }
+    }
+
+    let written = if by_first_token { Vec::new() } else { written_out(data)? };
+    let written_rows = ordered_rows(&written, seq_len, PackMode::Pack)?;
+    let n_rows = rows.len() + written_rows.len();
+
+    let (mut sum, mut n_tokens, mut right, mut done) = (0.0, 0, 0, 0);
+    for rows in rows.chunks(engine.config().n_rows) {
+        let (batch, losses, scored) = losses_of(engine, rows, &tasks_of_sample)?;
+        let n = batch.targets.len();
+        if let Some(bad) = losses.iter().position(|l| !l.is_finite()) {
+            let sample = sample_at(rows, batch.targets.get(bad).map_or(0, |t| t.at as usize), seq_len);
+            let records = vec![data.samples[sample].origin.clone()];
+            return Err(Error::NonFinite { step: 0, what: "the loss", records });
+        }
+        sum += losses[..n].iter().map(|&l| f64::from(l)).sum::<f64>();
+        n_tokens += n;
+        let mut scores = losses[n..].iter();
+        for task in scored {
+            let scores: Vec<f64> = scores.by_ref().take(task.candidates.len()).map(|&l| f64::from(l)).collect();
+            right += usize::from(likeliest(&scores) == task.truth);
+        }
+        done += rows.len();
+        progress(done, n_rows);
+    }
+
+    if !by_first_token {
+        let mut scores = vec![0.0; written.len()];
+        for rows in written_rows.chunks(engine.config().n_rows) {
+            let (batch, losses, _) = losses_of(engine, rows, &vec![None; written.len()])?;
+            for (target, loss) in batch.targets.iter().zip(losses) {
+                scores[sample_at(rows, target.at as usize, seq_len)] += f64::from(loss);
+            }
+            done += rows.len();
+            progress(done, n_rows);
+        }
+        let mut scores = scores.as_slice();
+        for task in &data.label_tasks {
+            let (own, rest) = scores.split_at(task.candidates.len());
+            right += usize::from(likeliest(own) == task.truth);
+            scores = rest;
+        }
+    }
+    if n_tokens == 0 {
+        return Err(Error::NothingTrained { step: 0, records: Vec::new() });
+    }
+    let of = data.label_tasks.len();
+    let accuracy = (of > 0).then_some(Accuracy { right, of });
+    Ok(Evaluation { loss: sum / n_tokens as f64, n_tokens, accuracy })
+}
+
+/// The losses of all targets of `rows`, then of every candidate's first token, task by task.
+fn losses_of<'d>(
+    engine: &Engine,
+    rows: &[Row],
+    tasks: &[Option<&'d LabelTask>],
+) -> Result<(MicroBatch, Vec<f32>, Vec<&'d LabelTask>)> {
+    let config = engine.config();
+    let batch = MicroBatch::new(&rows.iter().collect::<Vec<_>>(), config.n_rows, config.seq_len);
+    let mut targets = batch.targets.clone();
+    let mut scored = Vec::new();
+    for (r, row) in rows.iter().enumerate() {
+        for (segment, &sample) in row.samples.iter().enumerate() {
+            let Some(task) = tasks[sample] else { continue };
+            let first = row.segments.iter().position(|&s| s == segment as i32).expect("a row's sample lies in it");
+            let at = (r * config.seq_len + first + task.position) as u32;
+            targets.extend(task.candidates.iter().map(|(_, tokens)| Target { at, label: tokens[0] }));
+            scored.push(task);
+        }
+    }
+    let losses = engine.losses(&batch, &targets)?;
+    Ok((batch, losses, scored))
+}
+
+/// Every label of every task after its prompt, as samples whose targets are the label's tokens.
+fn written_out(data: &Dataset) -> Result<Vec<Sample>> {
+    let mut samples = Vec::new();
+    for task in &data.label_tasks {
+        let sample = &data.samples[task.sample];
+        for (_, label) in &task.candidates {
+            let prompt = &sample.tokens[..=task.position];
+            let tokens: Vec<i32> = prompt.iter().chain(label).copied().collect();
+            let train = (0..tokens.len()).map(|i| i > task.position).collect();
+            samples.push(Sample { answer_end: tokens.len(), tokens, train, ..sample.clone() });
+        }
+    }
+    Ok(samples)
+}
+
+fn first_tokens_differ(task: &LabelTask) -> bool {
+    let mut first: Vec<_> = task.candidates.iter().map(|(_, tokens)| tokens.first()).collect();
+    first.sort_unstable();
+    first.windows(2).all(|w| w[0] != w[1]) && first.iter().all(Option::is_some)
+}
+
+/// The candidate with the least loss; the first of equals.
+fn likeliest(losses: &[f64]) -> usize {
+    let best = losses.iter().enumerate().min_by(|a, b| a.1.total_cmp(b.1));
+    best.map_or(0, |(i, _)| i)
+}
+
+/// The sample that token `at` of a micro-batch of `rows` belongs to.
+fn sample_at(rows: &[Row], at: usize, seq_len: usize) -> usize {
+    let row = &rows[at / seq_len];
+    row.samples[row.segments[at % seq_len] as usize]
+}

@@ -1,0 +1,81 @@
+//! `metrics.jsonl`: one JSON object per optimizer step and per evaluation.
+//!
+//! Lines are appended and flushed as they come. A run that goes on from a checkpoint first drops the lines of later
+//! steps, so that the file never holds a step twice.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::error::{Error, Result};
+
+/// One optimizer step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepRecord {
+    /// Counted from 1: steps done.
+    pub step: u64,
+    pub epoch: u64,
+    /// Mean over the step's targets, in nats.
+    pub loss: f64,
+    pub lr: f64,
+    /// Before clipping.
+    pub grad_norm: f64,
+    /// Tokens that are not padding.
+    pub tokens: u64,
+    /// Tokens with a target.
+    pub trained_tokens: u64,
+    pub seconds: f64,
+    /// Tokens that are not padding, per second of this step.
+    pub tokens_per_second: f64,
+}
+
+/// One evaluation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EvalRecord {
+    /// Optimizer steps done before it.
+    pub step: u64,
+    pub eval_loss: f64,
+    pub eval_accuracy: Option<f64>,
+}
+
+/// The open file.
+pub struct Metrics {
+    path: PathBuf,
+    file: File,
+}
+
+impl Metrics {
+    /// Opens `path` to append, after dropping what was written for steps after `step`.
+    pub fn open(path: &Path, step: u64) -> Result<Self> {
+        let io = |action| move |source| Error::Io { action, path: path.into(), source };
+        let mut kept = String::new();
+        match File::open(path) {
+            Ok(file) => {
+                for line in BufReader::new(file).lines() {
+                    let line = line.map_err(io("read"))?;
+                    let at = serde_json::from_str::<serde_json::Value>(&line).ok().and_then(|v| v["step"].as_u64());
+                    // A line that a kill cut short has no step.
+                    if at.is_some_and(|at| at <= step) {
+                        kept.push_str(&line);
+                        kept.push('\n');
+                    }
+                }
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => return Err(io("read")(e)),
+        }
+        fs::write(path, kept).map_err(io("write"))?;
+        let file = OpenOptions::new().append(true).open(path).map_err(io("write"))?;
+        Ok(Self { path: path.into(), file })
+    }
+
+    /// Appends one record.
+    pub fn write(&mut self, record: &impl Serialize) -> Result<()> {
+        let mut line = serde_json::to_string(record).expect("the fields are plain data");
+        line.push('\n');
+        let io = |source| Error::Io { action: "write", path: self.path.clone(), source };
+        self.file.write_all(line.as_bytes()).map_err(io)
+    }
+}

@@ -1,0 +1,349 @@
+//! The engine: a network on a device that gives losses, accumulates gradients and applies them.
+//!
+//! One block is one graph. The forward keeps only each block's input; the backward goes through the blocks in
+//! reverse, computes a block again from its input and runs ggml's backward on it, seeded with the gradient that came
+//! back from the block after it: as the loss `sum(y * dy)`, whose gradient in `y` is `dy`. All blocks share one compute
+//! buffer. With [`Recompute::Off`] each block has a buffer of its own and keeps what its backward needs.
+//!
+//! Nothing is allocated and no graph is built after [`Engine::new`].
+
+use crate::ggml::{Backend, Context, Dtype, Executor, Graph, Plan, Tensor};
+use crate::model::{Lora, LoraConfig, Model, Net, Place};
+
+use super::batch::{MicroBatch, Target};
+use super::error::{Error, Result};
+use super::loss::Head;
+use super::optimizer::{AdamW, Optimizer};
+
+/// Whether the backward computes a block's forward again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recompute {
+    /// Yes: memory for one block, whatever the depth.
+    On,
+    /// No: a quarter less work, memory for all blocks.
+    Off,
+}
+
+/// The shape and the parts of an engine.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    pub seq_len: usize,
+    /// Rows per micro-batch.
+    pub n_rows: usize,
+    /// The adapter, if there is to be one.
+    pub lora: Option<LoraConfig>,
+    /// How to train it; without, the engine only evaluates.
+    pub training: Option<(Recompute, AdamW)>,
+}
+
+/// A network on a device, for micro-batches of one shape.
+pub struct Engine {
+    exec: Executor,
+    lora: Option<Lora>,
+    optimizer: Option<Optimizer>,
+    config: EngineConfig,
+    inputs: Inputs,
+    /// The gradient of the hidden states after the block that the backward has reached.
+    dhidden: Option<Tensor>,
+    embed: Plan,
+    blocks: Vec<Block>,
+    head: Head,
+    device_bytes: usize,
+}
+
+struct Inputs {
+    tokens: Tensor,
+    pos: Tensor,
+    mask: Tensor,
+}
+
+/// The graphs of one block.
+enum Block<G = Plan> {
+    Forward(G),
+    Recompute { forward: G, backward: G },
+    Keep { graph: G, n_forward: usize },
+}
+
+impl Engine {
+    /// Puts the graphs for `model` together and allocates all that they need.
+    pub fn new(model: &Model, exec: Executor, config: EngineConfig) -> Result<Self> {
+        let backend = exec.backend().clone();
+        let train = config.training.is_some();
+        let lora = match &config.lora {
+            Some(lora) => Some(Lora::new(lora, &model.weights, &backend, train)?),
+            None => None,
+        };
+        let net = Net { arch: model.arch, hp: &model.hp, weights: &model.weights, lora: lora.as_ref() };
+
+        let state = Context::new(model.hp.n_layer + 8, 0)?;
+        let (inputs, hidden, dhidden) = state_tensors(&state, &net, &config)?;
+        let mut device_bytes = backend.alloc(&state, "the hidden states")?;
+        // The spare row is read by chunks of the head that are not full: it has to be finite.
+        hidden.iter().chain(&dhidden).try_for_each(Tensor::zero)?;
+
+        let builder = Builder::new(&net, &inputs, &hidden, dhidden.as_ref(), &backend)?;
+        let embed = builder.embed()?;
+        let recompute = config.training.as_ref().map(|(r, _)| *r);
+        let blocks = (0..net.hp.n_layer).map(|il| builder.block(il, recompute)).collect::<Result<Vec<_>>>()?;
+        let last = &hidden[hidden.len() - 1];
+        let head = Head::new(&net, last, dhidden.as_ref(), &exec)?;
+        device_bytes += head.device_bytes;
+
+        let planned = Planner::new(&exec, embed, blocks, head)?;
+        let optimizer = match (&config.training, &lora) {
+            (Some((_, adamw)), Some(lora)) => Some(Optimizer::new(adamw.clone(), lora, &exec)?),
+            _ => None,
+        };
+        device_bytes += model.weights.device_bytes + lora.as_ref().map_or(0, |l| l.device_bytes) + exec.compute_bytes();
+        let Planner { embed, blocks, head } = planned;
+        Ok(Self { exec, lora, optimizer, config, inputs, dhidden, embed, blocks, head, device_bytes })
+    }
+
+    /// The shape and the parts.
+    pub fn config(&self) -> &EngineConfig {
+        &self.config
+    }
+
+    /// The adapter.
+    pub fn lora(&self) -> Option<&Lora> {
+        self.lora.as_ref()
+    }
+
+    /// Bytes allocated on the device, the weights' among them.
+    pub fn device_bytes(&self) -> usize {
+        self.device_bytes
+    }
+
+    /// The loss of each of `targets` over the tokens of `batch`.
+    pub fn losses(&self, batch: &MicroBatch, targets: &[Target]) -> Result<Vec<f32>> {
+        self.forward(batch)?;
+        self.head.losses(&self.exec, targets)
+    }
+
+    /// Sets all gradients to zero: a new optimizer step begins.
+    pub fn zero_grad(&self) -> Result<()> {
+        let training = self.lora.as_ref().and_then(|l| l.training.as_ref());
+        Ok(training.ok_or(Error::NotTraining)?.grad.zero()?)
+    }
+
+    /// The loss of each target of `batch`; adds the gradient of `weight * their sum` to the adapter's gradients.
+    pub fn accumulate(&self, batch: &MicroBatch, weight: f32) -> Result<Vec<f32>> {
+        let dhidden = self.dhidden.as_ref().ok_or(Error::NotTraining)?;
+        self.forward(batch)?;
+        dhidden.zero()?;
+        let losses = self.head.losses_and_grad(&self.exec, &batch.targets, weight)?;
+        for block in self.blocks.iter().rev() {
+            match block {
+                Block::Forward(_) => return Err(Error::NotTraining),
+                Block::Recompute { backward, .. } => self.exec.compute(backward)?,
+                Block::Keep { graph, n_forward } => self.exec.compute_from(graph, *n_forward)?,
+            }
+        }
+        Ok(losses)
+    }
+
+    /// Applies the accumulated gradients as optimizer step `step` (counted from 0); gives their norm before clipping.
+    pub fn apply(&self, step: u64, lr: f64) -> Result<f64> {
+        let optimizer = self.optimizer.as_ref().ok_or(Error::NotTraining)?;
+        let norm = optimizer.grad_norm(&self.exec)?;
+        if norm.is_finite() {
+            optimizer.apply(&self.exec, step, lr, norm)?;
+        }
+        Ok(norm)
+    }
+
+    fn forward(&self, batch: &MicroBatch) -> Result<()> {
+        self.inputs.tokens.upload(&batch.tokens)?;
+        self.inputs.pos.upload(&batch.positions)?;
+        self.inputs.mask.upload(&batch.mask)?;
+        self.exec.compute(&self.embed)?;
+        for block in &self.blocks {
+            match block {
+                Block::Forward(forward) | Block::Recompute { forward, .. } => self.exec.compute(forward)?,
+                Block::Keep { graph, n_forward } => self.exec.compute_to(graph, *n_forward)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The tensors that live as long as the engine: inputs, the hidden states at the block boundaries (with one spare row
+/// at the end), and their gradient. An engine that only evaluates needs two boundaries, whatever the depth.
+fn state_tensors(state: &Context, net: &Net, config: &EngineConfig) -> Result<(Inputs, Vec<Tensor>, Option<Tensor>)> {
+    let (seq_len, n_rows) = (config.seq_len as i64, config.n_rows as i64);
+    let n_tokens = seq_len * n_rows;
+    let inputs = Inputs {
+        tokens: state.new_tensor("tokens", Dtype::I32, &[n_tokens])?,
+        pos: state.new_tensor("positions", Dtype::I32, &[n_tokens])?,
+        mask: state.new_tensor("mask", Dtype::F32, &[seq_len, seq_len, 1, n_rows])?,
+    };
+    let wide = [net.hp.n_embd as i64, n_tokens + 1];
+    let train = config.training.is_some();
+    let n_boundaries = net.hp.n_layer + 1;
+    let n_made = if train { n_boundaries } else { 2.min(n_boundaries) };
+    let made = (0..n_made)
+        .map(|i| Ok(state.new_tensor(&format!("hidden-{i}"), Dtype::F32, &wide)?))
+        .collect::<Result<Vec<Tensor>>>()?;
+    let hidden = (0..n_boundaries).map(|i| made[i % n_made].clone()).collect();
+    let dhidden = match train {
+        true => Some(state.new_tensor("hidden.grad", Dtype::F32, &wide)?),
+        false => None,
+    };
+    Ok((inputs, hidden, dhidden))
+}
+
+/// Builds the graphs of the embedding and the blocks.
+struct Builder<'a> {
+    net: &'a Net<'a>,
+    inputs: &'a Inputs,
+    /// Boundaries without the spare row: f32 `[n_embd, n_tokens]`.
+    hidden: Vec<Tensor>,
+    dhidden: Option<Tensor>,
+    /// f32 `[1]`: the gradient of the loss in itself.
+    one: Tensor,
+}
+
+/// Room for one block: its forward twice, its backward, and what pruning adds.
+const BLOCK_NODES: usize = 1024;
+
+impl<'a> Builder<'a> {
+    fn new(
+        net: &'a Net<'a>,
+        inputs: &'a Inputs,
+        hidden: &[Tensor],
+        dhidden: Option<&Tensor>,
+        backend: &Backend,
+    ) -> Result<Self> {
+        let ctx = Context::new(hidden.len() + 4, 0)?;
+        let one = ctx.new_tensor("one", Dtype::F32, &[1])?;
+        backend.alloc(&ctx, "a constant")?;
+        one.upload(&[1.0])?;
+        // Tensors placed over the boundaries rather than views of them: a parameter must not be an operation.
+        let [n_embd, n_spare, ..] = hidden[0].ne();
+        let without_spare = |t: &Tensor| -> Result<Tensor> {
+            let placed = ctx.new_tensor(&t.name(), Dtype::F32, &[n_embd, n_spare - 1])?;
+            placed.place_in(t, 0)?;
+            Ok(placed)
+        };
+        let dhidden = dhidden.map(without_spare).transpose()?;
+        let hidden = hidden.iter().map(without_spare).collect::<Result<_>>()?;
+        Ok(Self { net, inputs, hidden, dhidden, one })
+    }
+
+    fn embed(&self) -> Result<Graph> {
+        let ctx = Context::new(4, 64)?;
+        let mut graph = Graph::new(&ctx, 16, false)?;
+        let x = ctx.get_rows(&self.net.weights.tok_embd, &self.inputs.tokens)?; // [n_embd, n_tokens]
+        graph.expand(&ctx.cpy(&x, &self.hidden[0])?)?;
+        Ok(graph)
+    }
+
+    fn block(&self, il: usize, recompute: Option<Recompute>) -> Result<Block<Graph>> {
+        match recompute {
+            None => Ok(Block::Forward(self.forward(il)?.1)),
+            Some(Recompute::On) => {
+                let (full, _, gradients) = self.backward(il)?;
+                Ok(Block::Recompute { forward: self.forward(il)?.1, backward: full.pruned(&gradients)? })
+            }
+            Some(Recompute::Off) => {
+                let (full, stored, gradients) = self.backward(il)?;
+                let targets: Vec<Tensor> = std::iter::once(stored.clone()).chain(gradients).collect();
+                let graph = full.pruned(&targets)?;
+                let n_forward = graph.position(&stored).expect("the graph was pruned to it") + 1;
+                Ok(Block::Keep { graph, n_forward })
+            }
+        }
+    }
+
+    /// The block's result, stored as the next block's input.
+    fn forward(&self, il: usize) -> Result<(Tensor, Graph)> {
+        let ctx = Context::new(BLOCK_NODES * 8, BLOCK_NODES * 8)?;
+        let mut graph = Graph::new(&ctx, BLOCK_NODES, true)?;
+        let place = Place { pos: &self.inputs.pos, mask: &self.inputs.mask };
+        let y = self.net.block(&ctx, il, &self.hidden[il], &place)?; // [n_embd, n_tokens]
+        graph.expand(&ctx.cpy(&y, &self.hidden[il + 1])?)?;
+        Ok((y, graph))
+    }
+
+    /// The whole of a block's graph, its stored result, and the gradients to compute: those of the adapter, and the
+    /// one of the block's input, written over the one of its result.
+    fn backward(&self, il: usize) -> Result<(Graph, Tensor, Vec<Tensor>)> {
+        let dhidden = self.dhidden.as_ref().ok_or(Error::NotTraining)?;
+        let x = &self.hidden[il];
+        // Nothing before the first block is trained.
+        let needs_dx = il > 0;
+        if needs_dx {
+            x.set_param()?;
+        }
+        let pairs: Vec<_> = crate::model::Target::ALL
+            .into_iter()
+            .filter_map(|t| self.net.lora.and_then(|l| l.pair(il, t)))
+            .filter_map(|p| p.grad.as_ref().map(|(ga, gb)| [(&p.a, ga), (&p.b, gb)]))
+            .flatten()
+            .collect();
+        for (param, _) in &pairs {
+            param.set_param()?;
+        }
+        let (y, mut graph) = self.forward(il)?;
+        let stored = graph.nodes().pop().expect("the forward has nodes");
+        let ctx = y.context().clone();
+        let loss = ctx.sum(&ctx.mul(&y, dhidden)?)?.named("loss"); // [1]
+        loss.set_loss()?;
+        graph.expand(&loss)?;
+        let accs: Vec<_> = pairs.iter().copied().chain([(&loss, &self.one)]).collect();
+        graph.backward_expand(&accs)?;
+
+        let mut gradients: Vec<Tensor> = pairs.iter().filter_map(|(p, _)| graph.grad(p)).collect();
+        if needs_dx {
+            let dx = graph.grad(x).expect("a parameter that the loss depends on has a gradient");
+            gradients.push(ctx.cpy(&dx, dhidden)?);
+        }
+        Ok((graph, stored, gradients))
+    }
+}
+
+/// The graphs of an engine, placed in memory.
+struct Planner {
+    embed: Plan,
+    blocks: Vec<Block>,
+    head: Head,
+}
+
+impl Planner {
+    /// All graphs share one buffer, but for those that must keep their insides from forward to backward.
+    fn new(exec: &Executor, embed: Graph, blocks: Vec<Block<Graph>>, head: Head<Graph>) -> Result<Self> {
+        let mut shared = exec.arena()?;
+        shared.reserve(&embed)?;
+        shared.reserve(&head.forward)?;
+        head.backward.as_ref().map_or(Ok(()), |g| shared.reserve(g))?;
+        for block in &blocks {
+            match block {
+                Block::Forward(forward) => shared.reserve(forward)?,
+                Block::Recompute { forward, backward } => {
+                    shared.reserve(forward)?;
+                    shared.reserve(backward)?;
+                }
+                Block::Keep { .. } => {}
+            }
+        }
+        let embed = shared.place(embed)?;
+        let blocks = blocks
+            .into_iter()
+            .map(|block| {
+                Ok(match block {
+                    Block::Forward(forward) => Block::Forward(shared.place(forward)?),
+                    Block::Recompute { forward, backward } => {
+                        Block::Recompute { forward: shared.place(forward)?, backward: shared.place(backward)? }
+                    }
+                    Block::Keep { graph, n_forward } => {
+                        let mut own = exec.arena()?;
+                        own.reserve(&graph)?;
+                        Block::Keep { graph: own.place(graph)?, n_forward }
+                    }
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let head = head.planned(|g| shared.place(g))?;
+        Ok(Self { embed, blocks, head })
+    }
+}

@@ -1,0 +1,6 @@
+//! Training data from files to rows: masks, truncation, packing, label tasks, and what bad input is told.
+
+mod records;
+mod rows;
+mod table;
+mod words;

@@ -1,0 +1,191 @@
+//! Op by op: what each device computes against a plain-loop reference in f64, at a tolerance with a reason.
+//!
+//! Every case runs on the CPU and on Vulkan (a GPU where there is one, else lavapipe). No Vulkan device is a failure,
+//! not a skip, unless `QVAC_NO_VULKAN=1` says that this machine has none. Outputs lie between guard words.
+//! A new op: one function that builds it with a [`Bench`] and one that computes it with loops.
+
+mod backward;
+mod cross_entropy;
+mod forward;
+mod out_prod;
+
+use qvac_ft::ggml::{Context, Device, DeviceKind, Dtype, Executor, Graph, Tensor};
+
+/// What a case is compared at: every element of `got` within `bound` of `want`.
+pub struct Want {
+    pub values: Vec<f64>,
+    /// The largest error allowed, element by element.
+    pub bound: Vec<f64>,
+}
+
+impl Want {
+    /// Errors relative to the largest value: for ops whose elements depend on a whole row.
+    pub fn within(values: Vec<f64>, tolerance: f64) -> Self {
+        let scale = values.iter().filter(|v| v.is_finite()).fold(0.0f64, |m, v| m.max(v.abs()));
+        Self { bound: vec![tolerance * scale.max(f64::MIN_POSITIVE); values.len()], values }
+    }
+
+    /// Bit for bit: for ops that only move or select values.
+    pub fn exactly(values: Vec<f64>) -> Self {
+        Self { bound: vec![0.0; values.len()], values }
+    }
+}
+
+/// The devices that every case runs on.
+pub fn devices() -> Vec<Device> {
+    let all = Device::list();
+    let cpu = all.iter().find(|d| d.kind() == DeviceKind::Cpu).expect("the CPU is a device").clone();
+    let vulkan = |kind| all.iter().find(|d| d.kind() == kind && d.name().starts_with("vulkan")).cloned();
+    let vulkan = [DeviceKind::Gpu, DeviceKind::Igpu, DeviceKind::Software].into_iter().find_map(vulkan);
+    let excused = std::env::var_os("QVAC_NO_VULKAN").is_some_and(|v| v == "1");
+    match vulkan {
+        Some(vulkan) => vec![cpu, vulkan],
+        None if excused || cfg!(not(feature = "vulkan")) || cfg!(target_vendor = "apple") => {
+            eprintln!("NOT TESTED ON VULKAN: this machine or build has no Vulkan device");
+            vec![cpu]
+        }
+        None => panic!("no Vulkan device: install lavapipe (`scripts/bootstrap`), or set QVAC_NO_VULKAN=1"),
+    }
+}
+
+/// Words of pattern before and behind each output. Their bytes are a multiple of any device's buffer alignment.
+const GUARD: usize = 1024;
+const PATTERN: f32 = -12345.5;
+
+/// One op on one device: inputs, the op's context, and the run.
+pub struct Bench {
+    inputs: Context,
+    pub ops: Context,
+    exec: Executor,
+    uploads: Vec<(Tensor, Vec<u8>)>,
+}
+
+impl Bench {
+    pub fn new(device: &Device) -> Self {
+        Self {
+            inputs: Context::new(16, 0).unwrap(),
+            ops: Context::new(512, 256).unwrap(),
+            exec: Executor::new(device, 2, false).unwrap(),
+            uploads: Vec::new(),
+        }
+    }
+
+    /// An input of any type, converted from `values`.
+    pub fn input(&mut self, dtype: Dtype, ne: &[i64], values: &[f32]) -> Tensor {
+        let t = self.inputs.new_tensor(&format!("in{}", self.uploads.len()), dtype, ne).unwrap();
+        let mut bytes = Vec::new();
+        dtype.quantize(values, ne[0] as usize, &mut bytes).unwrap();
+        self.uploads.push((t.clone(), bytes));
+        t
+    }
+
+    pub fn f32(&mut self, ne: &[i64], values: &[f32]) -> Tensor {
+        self.input(Dtype::F32, ne, values)
+    }
+
+    pub fn i32(&mut self, values: &[i32]) -> Tensor {
+        let t = self.inputs.new_tensor(&format!("in{}", self.uploads.len()), Dtype::I32, &[values.len() as i64]).unwrap();
+        self.uploads.push((t.clone(), values.iter().flat_map(|v| v.to_ne_bytes()).collect()));
+        t
+    }
+
+    /// Computes `out` between guard words.
+    pub fn run(self, out: &Tensor) -> Vec<f32> {
+        let mut graph = Graph::new(&self.ops, 128, false).unwrap();
+        graph.expand(out).unwrap();
+        self.compute(graph, out)
+    }
+
+    /// Computes `op`, which writes over its inputs, and reads one of them.
+    pub fn run_then_read(self, op: &Tensor, input: &Tensor) -> Vec<f32> {
+        let mut graph = Graph::new(&self.ops, 128, false).unwrap();
+        graph.expand(op).unwrap();
+        self.exec.backend().alloc(&self.inputs, "inputs").unwrap();
+        self.finish(graph);
+        input.download().unwrap()
+    }
+
+    /// The gradient of `sum(y * dy)` in `x`, a parameter, as autodiff derives it.
+    pub fn grad(mut self, x: &Tensor, y: &Tensor, dy: &[f32]) -> Vec<f32> {
+        let dy = self.f32(&y.ne(), dy);
+        let seed = self.f32(&[1], &[1.0]);
+        let loss = self.ops.sum(&self.ops.mul(y, &dy).unwrap()).unwrap();
+        loss.set_loss().unwrap();
+        let mut graph = Graph::new(&self.ops, 128, true).unwrap();
+        graph.expand(&loss).unwrap();
+        graph.backward_expand(&[(&loss, &seed)]).unwrap();
+        let dx = self.ops.cont(&graph.grad(x).expect("x has a gradient")).unwrap();
+        let graph = graph.pruned(std::slice::from_ref(&dx)).unwrap();
+        self.compute(graph, &dx)
+    }
+
+    fn compute(self, graph: Graph, out: &Tensor) -> Vec<f32> {
+        let n = out.n_elements();
+        let flat = self.inputs.new_tensor("guarded", Dtype::F32, &[(n + 2 * GUARD) as i64]).unwrap();
+        self.exec.backend().alloc(&self.inputs, "inputs").unwrap();
+        flat.upload(&vec![PATTERN; n + 2 * GUARD]).unwrap();
+        out.place_in(&flat, GUARD * size_of::<f32>()).unwrap();
+        self.finish(graph);
+        let all: Vec<f32> = flat.download().unwrap();
+        for (i, v) in all[..GUARD].iter().chain(&all[GUARD + n..]).enumerate() {
+            assert_eq!(*v, PATTERN, "guard word {i} was overwritten");
+        }
+        all[GUARD..GUARD + n].to_vec()
+    }
+
+    fn finish(&self, graph: Graph) {
+        for (tensor, bytes) in &self.uploads {
+            tensor.upload_bytes(0, bytes).unwrap();
+        }
+        let plans = self.exec.plan(vec![graph]).unwrap();
+        self.exec.compute(&plans[0]).unwrap();
+    }
+}
+
+/// Runs `make` on every device and holds what it returns to `want`.
+pub fn check(case: &str, want: &Want, make: impl Fn(Bench) -> Vec<f32>) {
+    for device in devices() {
+        let got = make(Bench::new(&device));
+        assert_eq!(got.len(), want.values.len(), "{case} on {}", device.name());
+        for (i, (&g, (&w, &bound))) in got.iter().zip(want.values.iter().zip(&want.bound)).enumerate() {
+            let fits = if w.is_nan() { g.is_nan() } else { (f64::from(g) - w).abs() <= bound };
+            assert!(fits, "{case} on {}: element {i} is {g}, expected {w} within {bound:e}", device.name());
+        }
+    }
+}
+
+/// Seeded values, roughly normal with deviation 1, so that a case is the same everywhere.
+pub fn noise(seed: u64, n: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut uniform = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u32 << 24) as f32 - 0.5
+    };
+    (0..n).map(|_| 1.73 * (uniform() + uniform() + uniform() + uniform())).collect()
+}
+
+/// `values` as `dtype` stores them: what a device reads back.
+pub fn stored(dtype: Dtype, ne0: i64, values: &[f32]) -> Vec<f64> {
+    let mut bytes = Vec::new();
+    dtype.quantize(values, ne0 as usize, &mut bytes).unwrap();
+    let mut back = vec![0.0; values.len()];
+    dtype.dequantize(&bytes, &mut back).unwrap();
+    back.into_iter().map(f64::from).collect()
+}
+
+/// The weight types a model may have (ARCHITECTURE, files and formats).
+pub const WEIGHTS: [Dtype; 11] = [
+    Dtype::F32,
+    Dtype::F16,
+    Dtype::BF16,
+    Dtype::Q8_0,
+    Dtype::Q4_0,
+    Dtype::Q4_1,
+    Dtype::Q5_0,
+    Dtype::Q4_K,
+    Dtype::Q6_K,
+    Dtype::TQ1_0,
+    Dtype::TQ2_0,
+];
