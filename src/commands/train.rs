@@ -15,8 +15,9 @@ use crate::ggml::{peak_host_bytes, GgufFile};
 use crate::model::adapter::AdapterFile;
 use crate::model::{LoraConfig, Model, Target};
 use crate::train::{
-    data_hash, latest_checkpoint, model_hash, steps_in, AdamW, Checkpoint, Cursor, Decay, Engine, EngineConfig,
-    EvalRecord, How, Observer, Recompute, Report, RunConfig, Schedule, StepRecord, Stop, Trainer,
+    data_hash, latest_checkpoint, model_hash, steps_in, AdamW, Checkpoint, Cursor, Decay, Engine,
+    EngineConfig, EvalRecord, How, Observer, Recompute, Report, RunConfig, Schedule, StepRecord, Stop,
+    Trainer,
 };
 
 /// Train a LoRA adapter on a file of chats
@@ -193,8 +194,14 @@ fn train(args: &Args, ui: &Ui) -> anyhow::Result<Outcome> {
     let cursor = start(args, &engine, &config, init.as_ref(), checkpoint.as_deref())?;
     describe(ui, args, &config, &data, &engine, cursor);
 
-    let mut trainer =
-        Trainer { config: &config, engine: &engine, train: &data, eval: eval.as_ref(), out: args.out.clone(), cursor };
+    let mut trainer = Trainer {
+        config: &config,
+        engine: &engine,
+        train: &data,
+        eval: eval.as_ref(),
+        out: args.out.clone(),
+        cursor,
+    };
     let mut bar = Bar::new(ui, config.schedule.total, cursor.step, engine.device_bytes());
     let report = trainer.run(&mut bar, interrupt.flag())?;
     drop(bar);
@@ -237,7 +244,9 @@ fn prepare_folder(args: &Args) -> anyhow::Result<Option<PathBuf>> {
     let config = args.out.join("config.json");
     if args.resume {
         let found = latest_checkpoint(&args.out)?;
-        return found.map(Some).ok_or_else(|| crate::train::Error::NoCheckpoint { path: args.out.clone() }.into());
+        return found
+            .map(Some)
+            .ok_or_else(|| crate::train::Error::NoCheckpoint { path: args.out.clone() }.into());
     }
     if config.exists() {
         return Err(crate::train::Error::RunExists { path: args.out.clone() }.into());
@@ -421,7 +430,8 @@ impl Observer for Bar<'_> {
     }
 
     fn evaluation(&mut self, record: &EvalRecord) {
-        let accuracy = record.eval_accuracy.map_or(String::new(), |a| format!(", accuracy {:.1}%", 100.0 * a));
+        let accuracy =
+            record.eval_accuracy.map_or(String::new(), |a| format!(", accuracy {:.1}%", 100.0 * a));
         self.ui.info(format_args!("step {}: eval loss {:.4}{accuracy}", record.step, record.eval_loss));
     }
 }

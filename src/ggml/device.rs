@@ -58,7 +58,9 @@ impl Device {
         let kind = match kind {
             sys::GGML_BACKEND_DEVICE_TYPE_CPU if name == "CPU" => DeviceKind::Cpu,
             sys::GGML_BACKEND_DEVICE_TYPE_CPU => DeviceKind::Software,
-            sys::GGML_BACKEND_DEVICE_TYPE_GPU | sys::GGML_BACKEND_DEVICE_TYPE_IGPU if software => DeviceKind::Software,
+            sys::GGML_BACKEND_DEVICE_TYPE_GPU | sys::GGML_BACKEND_DEVICE_TYPE_IGPU if software => {
+                DeviceKind::Software
+            }
             sys::GGML_BACKEND_DEVICE_TYPE_GPU => DeviceKind::Gpu,
             sys::GGML_BACKEND_DEVICE_TYPE_IGPU => DeviceKind::Igpu,
             // Accelerators (BLAS and the like) run single operations, not graphs.
@@ -184,7 +186,11 @@ impl Backend {
             // SAFETY: a live context and buffer type.
             unsafe { sys::qvac_alloc_ctx_tensors_from_buft(ctx.raw(), buft, err, size) }
         })
-        .map_err(|_| Error::OutOfDeviceMemory { device: self.device().name.clone(), what: what.into(), bytes })?;
+        .map_err(|_| Error::OutOfDeviceMemory {
+            device: self.device().name.clone(),
+            what: what.into(),
+            bytes,
+        })?;
         let buffer = Rc::new(Buffer { ptr: buffer, _backend: self.clone() });
         ctx.keep(&buffer);
         // SAFETY: the buffer was made above.

@@ -66,7 +66,11 @@ impl RunConfig {
     /// Reads `config.json` from a run's folder.
     pub fn load(run: &Path) -> Result<Self> {
         let path = run.join(FILE);
-        let text = std::fs::read(&path).map_err(|source| Error::Io { action: "read", path: path.clone(), source })?;
+        let text = std::fs::read(&path).map_err(|source| Error::Io {
+            action: "read",
+            path: path.clone(),
+            source,
+        })?;
         serde_json::from_slice(&text).map_err(|e| Error::Damaged { path, reason: e.to_string() })
     }
 

@@ -52,7 +52,9 @@ fn swiglu() {
             f64::from(dy[i]) * f64::from(up[i]) * (s + g * s * (1.0 - s))
         };
         let by_up = |i: usize| f64::from(dy[i]) * f64::from(gate[i]) * sigmoid(gate[i].into());
-        for (what, values) in [("gate", (0..n).map(by_gate).collect()), ("up", (0..n).map(by_up).collect::<Vec<_>>())] {
+        for (what, values) in
+            [("gate", (0..n).map(by_gate).collect()), ("up", (0..n).map(by_up).collect::<Vec<_>>())]
+        {
             check(&format!("swiglu_back in {what} {ne:?}"), &Want::within(values, TOLERANCE), |mut t| {
                 let (gate, up) = (t.f32(&ne, &gate), t.f32(&ne, &up));
                 let x = if what == "gate" { &gate } else { &up };

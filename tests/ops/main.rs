@@ -84,7 +84,10 @@ impl Bench {
     }
 
     pub fn i32(&mut self, values: &[i32]) -> Tensor {
-        let t = self.inputs.new_tensor(&format!("in{}", self.uploads.len()), Dtype::I32, &[values.len() as i64]).unwrap();
+        let t = self
+            .inputs
+            .new_tensor(&format!("in{}", self.uploads.len()), Dtype::I32, &[values.len() as i64])
+            .unwrap();
         self.uploads.push((t.clone(), values.iter().flat_map(|v| v.to_ne_bytes()).collect()));
         t
     }

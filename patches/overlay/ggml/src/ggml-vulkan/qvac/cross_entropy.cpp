@@ -1,6 +1,6 @@
 // Cross entropy over class ids (see ggml-train.h), one workgroup a row (qvac_cross_entropy*.comp).
 
-#include "qvac-vulkan.h"
+#include "ops.h"
 
 #include "ggml-vulkan-shaders.hpp"
 

@@ -1,6 +1,6 @@
 // The hooks of qvac-vulkan.h: which ops are ours, and which file has them.
 
-#include "qvac-vulkan.h"
+#include "ops.h"
 
 namespace {
 
@@ -25,7 +25,7 @@ void ggml_vk_qvac_load_shaders(vk_device & device, const vk_qvac_create_pipeline
 
 vk_qvac_answer ggml_vk_qvac_supports_op(const vk_device & device, const ggml_tensor * op) {
     if (!is_ours(op)) {
-        return vk_qvac_answer::upstream;
+        return ggml_vk_qvac_beyond_upstream(device, op) ? vk_qvac_answer::no : vk_qvac_answer::upstream;
     }
     const bool supported = op->op == GGML_OP_OUT_PROD ? ggml_vk_qvac_out_prod_supported(device, op)
                                                       : ggml_vk_qvac_cross_entropy_supported(device, op);

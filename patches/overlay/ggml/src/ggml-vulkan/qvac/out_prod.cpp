@@ -3,7 +3,7 @@
 // src0 is a weight in any type listed below or an F32 view; src1 is F32 at any strides, transposed as ggml's rule for
 // mul_mat makes it. Batches broadcast as in upstream's CPU kernel: src0's batch i2 serves dst's i2 * ratio and on.
 
-#include "qvac-vulkan.h"
+#include "ops.h"
 
 #include "ggml-vulkan-shaders.hpp"
 

@@ -1,0 +1,30 @@
+#pragma once
+
+// What the files of this folder need of each other: each op has a file of its own, and dispatch.cpp knows them all.
+
+#include "qvac-vulkan.h"
+
+// upstream_limits.cpp
+bool ggml_vk_qvac_beyond_upstream(const vk_device & device, const ggml_tensor * op);
+
+// out_prod.cpp
+void ggml_vk_qvac_load_out_prod(vk_device & device, const vk_qvac_create_pipeline & create);
+bool ggml_vk_qvac_out_prod_supported(const vk_device & device, const ggml_tensor * op);
+void ggml_vk_qvac_out_prod(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
+
+// cross_entropy.cpp
+void ggml_vk_qvac_load_cross_entropy(vk_device & device, const vk_qvac_create_pipeline & create);
+bool ggml_vk_qvac_cross_entropy_is_labels(const ggml_tensor * op);
+bool ggml_vk_qvac_cross_entropy_supported(const vk_device & device, const ggml_tensor * op);
+void ggml_vk_qvac_cross_entropy_loss(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
+void ggml_vk_qvac_cross_entropy_loss_back(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
+
+// Where `t` begins behind its descriptor, in elements of its type (blocks where it is quantized).
+inline uint32_t ggml_vk_qvac_offset(const ggml_backend_vk_context * ctx, const ggml_tensor * t) {
+    return get_misalign_bytes(ctx, t) / (uint32_t) ggml_type_size(t->type);
+}
+
+// Stride of dimension `dim` in elements of the type of `t` (blocks where it is quantized).
+inline uint32_t ggml_vk_qvac_stride(const ggml_tensor * t, int dim) {
+    return (uint32_t) (t->nb[dim] / ggml_type_size(t->type));
+}
