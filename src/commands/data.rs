@@ -7,9 +7,10 @@ use console::style;
 use serde::Serialize;
 use serde_json::json;
 
+use super::network::DataArgs;
 use super::ui::{Outcome, Problem, Ui};
 use crate::data::pubmedqa::{self, Eval, Plan};
-use crate::data::{ordered_rows, Dataset, LossOn, Options, PackMode, Row, Sample, Tokenizer};
+use crate::data::{ordered_rows, Dataset, Options, PackMode, Row, Sample, Tokenizer};
 use crate::llama::{Model, ModelParams};
 
 /// Flags of `qvac-ft data`.
@@ -41,15 +42,8 @@ struct InspectArgs {
     /// Show one token per line, with its id
     #[arg(long)]
     by_token: bool,
-    /// Chat template instead of the model's: a name (chatml, llama3, gemma, zephyr, plain, raw), a file, or Jinja
-    #[arg(long, value_name = "TEMPLATE")]
-    chat_template: Option<String>,
-    /// Which tokens contribute to the loss
-    #[arg(long, value_enum, default_value_t)]
-    loss_on: LossOn,
-    /// Tokens per row; longer samples are shortened
-    #[arg(long, value_name = "TOKENS", default_value_t = 512)]
-    seq_len: usize,
+    #[command(flatten)]
+    tokens: DataArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -97,14 +91,14 @@ fn inspect(args: &InspectArgs, ui: &Ui) -> anyhow::Result<Outcome> {
     let vocab = model.vocab().with_context(cannot)?;
     let model_template = model.chat_template(None);
     let options = Options {
-        chat_template: args.chat_template.as_deref(),
+        chat_template: args.tokens.chat_template.as_deref(),
         model_template: model_template.as_deref(),
-        loss_on: args.loss_on,
-        seq_len: args.seq_len,
+        loss_on: args.tokens.loss_on.into(),
+        seq_len: args.tokens.seq_len,
         time: None,
     };
     let set = Dataset::load(&args.data, &vocab, &options).with_context(cannot)?;
-    let rows = ordered_rows(&set.samples, args.seq_len, PackMode::Pack).with_context(cannot)?;
+    let rows = ordered_rows(&set.samples, args.tokens.seq_len, PackMode::Pack).with_context(cannot)?;
     let index = args.sample as usize - 1;
     let sample = set.samples.get(index).ok_or_else(|| {
         Problem::new(
@@ -127,7 +121,7 @@ fn inspect(args: &InspectArgs, ui: &Ui) -> anyhow::Result<Outcome> {
             },
             "stats": set.stats,
             "rows": rows.len(),
-            "seq_len": args.seq_len,
+            "seq_len": args.tokens.seq_len,
         }))?;
         return Ok(Outcome::Done);
     }
@@ -141,7 +135,7 @@ fn inspect(args: &InspectArgs, ui: &Ui) -> anyhow::Result<Outcome> {
     }
     ui.line("")?;
     ui.line(about_sample(sample, args.sample))?;
-    ui.data(about_set(&set, &rows, args.seq_len))?;
+    ui.data(about_set(&set, &rows, args.tokens.seq_len))?;
     Ok(Outcome::Done)
 }
 

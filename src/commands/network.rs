@@ -134,8 +134,15 @@ impl NetworkArgs {
 }
 
 impl DataArgs {
-    /// Reads data sets with the model's vocabulary and template.
-    pub fn load(&self, model: &Path, paths: &[&Path], ui: &Ui) -> anyhow::Result<Vec<Dataset>> {
+    /// Reads data sets with the model's vocabulary and template; `time` is what a template that writes the date is told,
+    /// in seconds since 1970.
+    pub fn load(
+        &self,
+        model: &Path,
+        paths: &[&Path],
+        time: Option<i64>,
+        ui: &Ui,
+    ) -> anyhow::Result<Vec<Dataset>> {
         let spinner = ui.spinner("read");
         let vocab = llama::Model::load(model, &ModelParams::vocab_only())?.vocab()?;
         let own = vocab.chat_template();
@@ -144,7 +151,7 @@ impl DataArgs {
             model_template: own.as_deref(),
             loss_on: self.loss_on.into(),
             seq_len: self.seq_len,
-            time: None,
+            time,
         };
         let mut sets = Vec::with_capacity(paths.len());
         for path in paths {

@@ -41,6 +41,8 @@ pub struct RunConfig {
     pub pack: PackMode,
     pub loss_on: LossOn,
     pub chat_template: Option<String>,
+    /// What a template that writes the date was told, in seconds since 1970.
+    pub template_time: i64,
     pub how: How,
 }
 
