@@ -10,20 +10,16 @@ fn main() {
     let out_dir = env::var_os("OUT_DIR").expect("cargo sets OUT_DIR");
     // <target>/<profile>/build/<package>/out
     let profile = Path::new(&out_dir).ancestors().nth(3).expect("OUT_DIR lies in a profile's folder");
-    for entry in fs::read_dir(&libraries).expect("the libraries' folder") {
-        let path = entry.expect("a library").path();
-        fs::copy(&path, profile.join(path.file_name().expect("a name"))).expect("copied beside the program");
+    // Tests run from `deps/`.
+    for folder in [profile.to_path_buf(), profile.join("deps")] {
+        for entry in fs::read_dir(&libraries).expect("the libraries' folder") {
+            let path = entry.expect("a library").path();
+            fs::copy(&path, folder.join(path.file_name().expect("a name"))).expect("copied beside the program");
+        }
     }
     match env::var("CARGO_CFG_TARGET_OS").as_deref() {
         Ok("windows") => {}
-        // Tests run from `deps/`, one folder below.
-        Ok("macos") => rpaths(&["@executable_path", "@executable_path/.."]),
-        _ => rpaths(&["$ORIGIN", "$ORIGIN/.."]),
-    }
-}
-
-fn rpaths(folders: &[&str]) {
-    for folder in folders {
-        println!("cargo::rustc-link-arg=-Wl,-rpath,{folder}");
+        Ok("macos") => println!("cargo::rustc-link-arg=-Wl,-rpath,@executable_path"),
+        _ => println!("cargo::rustc-link-arg=-Wl,-rpath,$ORIGIN"),
     }
 }

@@ -22,7 +22,7 @@ const LAYERS: &[&[&str]] = &[
     &["data"],
     &["model"],
     &["ggml", "llama"],
-    &["error", "lib"],
+    &["error", "parallel", "lib"],
 ];
 
 /// Engines of one row that another of the same row builds upon: (user, used).

@@ -14,6 +14,8 @@ use anyhow::Context as _;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
+use crate::error::Hint;
+
 /// How a command that ran to its end came out. What kept one from running is an `Err` and exits with 2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
@@ -42,6 +44,32 @@ pub enum Verbosity {
     Normal,
     /// `-v`: details, and the log lines of ggml and libllama.
     Verbose,
+}
+
+/// Who read stdout has left (`| head`): no more is wanted, which is no failure. `cli` ends with 0 on it.
+#[derive(Debug, thiserror::Error)]
+#[error("nobody reads stdout any more")]
+pub struct ReaderGone;
+
+/// What is wrong with what a command was told, found by the command itself.
+#[derive(Debug, thiserror::Error)]
+#[error("{fact}")]
+pub struct Problem {
+    fact: String,
+    remedy: String,
+}
+
+impl Problem {
+    /// `fact` as an error is worded; `remedy` as a hint is.
+    pub fn new(fact: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { fact: fact.into(), remedy: remedy.into() }
+    }
+}
+
+impl Hint for Problem {
+    fn hint(&self) -> Option<String> {
+        Some(self.remedy.clone())
+    }
 }
 
 /// The one way a command talks: data to stdout, the rest to stderr.
@@ -75,13 +103,15 @@ impl Ui {
 
     /// Writes text to stdout as it is, flushed, so that a stream of pieces shows at once.
     pub fn data(&self, text: impl AsRef<[u8]>) -> anyhow::Result<()> {
-        self.bars
-            .suspend(|| {
-                let mut out = io::stdout().lock();
-                out.write_all(text.as_ref())?;
-                out.flush()
-            })
-            .context("cannot write to stdout")
+        let written = self.bars.suspend(|| {
+            let mut out = io::stdout().lock();
+            out.write_all(text.as_ref())?;
+            out.flush()
+        });
+        match written {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(ReaderGone.into()),
+            written => written.context("cannot write to stdout"),
+        }
     }
 
     /// Writes one line of text to stdout.

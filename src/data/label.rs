@@ -79,10 +79,16 @@ impl Collector {
         for pending in &self.pending {
             let mut candidates = Vec::with_capacity(spellings.len());
             for (label, spelling) in &spellings {
-                candidates.push(((*label).to_owned(), pending.tokens_of(spelling, tokenizer)?));
+                if let Some(tokens) = pending.tokens_of(spelling, tokenizer)? {
+                    candidates.push(((*label).to_owned(), tokens));
+                }
             }
-            let truth = spellings.keys().position(|l| *l == pending.label).unwrap_or(0);
-            tasks.push(LabelTask { sample: pending.sample, position: pending.position, candidates, truth });
+            let truth = candidates.iter().position(|(label, _)| *label == pending.label);
+            // Scores can be compared only if every label can follow the same prompt tokens.
+            if let Some(truth) = truth.filter(|_| candidates.len() == spellings.len()) {
+                let Pending { sample, position, .. } = *pending;
+                tasks.push(LabelTask { sample, position, candidates, truth });
+            }
         }
         Ok(tasks)
     }
@@ -104,13 +110,14 @@ impl Collector {
 }
 
 impl Pending {
-    /// The tokens of `spelling` in the label's place, within this very conversation.
-    fn tokens_of(&self, spelling: &str, tokenizer: &dyn Tokenizer) -> Result<Vec<i32>> {
+    /// The tokens of `spelling` in the label's place, within this very conversation; none if it melts into what stands
+    /// before it.
+    fn tokens_of(&self, spelling: &str, tokenizer: &dyn Tokenizer) -> Result<Option<Vec<i32>>> {
         let mut text = self.text.clone();
         text.replace_range(self.at.clone(), spelling);
         let encoded = encode_text(tokenizer, &text, &self.origin)?;
-        let end = self.at.start + spelling.len();
-        let stop = encoded.bytes.partition_point(|at| at.start < end);
-        Ok(encoded.tokens[self.first..stop].to_vec())
+        let first = encoded.bytes.partition_point(|at| at.end <= self.at.start);
+        let stop = encoded.bytes.partition_point(|at| at.start < self.at.start + spelling.len());
+        Ok((first == self.first && first < stop).then(|| encoded.tokens[first..stop].to_vec()))
     }
 }

@@ -32,6 +32,7 @@ pub mod split;
 mod template;
 mod tokenizer;
 mod truncate;
+mod vocab;
 
 pub use dataset::{Dataset, Options, Stats};
 pub use error::{Error, Origin, Result};

@@ -21,6 +21,8 @@ pub trait Tokenizer {
     fn add_bos(&self) -> bool;
     /// Whether generation stops at this token.
     fn is_eog(&self, token: i32) -> bool;
+    /// Whether the token is structure and not text (`<|im_start|>`, BOS).
+    fn is_special(&self, token: i32) -> bool;
 
     /// A special token's text, or nothing where the vocabulary has none.
     fn text_of(&self, token: Option<i32>) -> Result<String> {

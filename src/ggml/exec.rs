@@ -10,7 +10,7 @@ use std::rc::Rc;
 
 use llama_sys as sys;
 
-use super::{ffi, Backend, Device, Error, Graph, Result};
+use super::{ffi, Backend, Error, Graph, Result};
 
 /// Runs graphs on one device.
 pub struct Executor {
@@ -22,14 +22,10 @@ pub struct Executor {
 }
 
 impl Executor {
-    /// An executor on `device` with `n_threads` threads where it is (or falls back to) a CPU.
-    pub fn new(device: &Device, n_threads: usize, allow_cpu_fallback: bool) -> Result<Self> {
-        let backend = Backend::new(device, n_threads)?;
-        let fallback = match allow_cpu_fallback && device.kind() != super::DeviceKind::Cpu {
-            true => Some(Backend::new(&Device::by_name("cpu")?, n_threads)?),
-            false => None,
-        };
-        Ok(Self { backend, fallback, arenas: RefCell::default(), schedulers: Cell::new(0) })
+    /// An executor on `backend`; with `fallback`, a CPU's, for what `backend`'s device cannot compute.
+    pub fn new(backend: &Backend, fallback: Option<&Backend>) -> Self {
+        let (backend, fallback) = (backend.clone(), fallback.cloned());
+        Self { backend, fallback, arenas: RefCell::default(), schedulers: Cell::new(0) }
     }
 
     pub fn backend(&self) -> &Backend {

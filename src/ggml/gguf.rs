@@ -207,6 +207,11 @@ impl GgufFile {
         self.get_str(key)?.ok_or_else(|| self.missing_key(key))
     }
 
+    /// All bytes: what stands before the tensors' data, and the data.
+    pub fn halves(&self) -> (&[u8], &[u8]) {
+        self.map.split_at((self.contents.data_offset as usize).min(self.map.len()))
+    }
+
     /// The tensor table, in the file's order.
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.contents.tensors

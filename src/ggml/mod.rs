@@ -11,6 +11,7 @@ mod exec;
 pub(crate) mod ffi;
 pub mod gguf;
 mod graph;
+mod host;
 mod ops;
 mod ops_train;
 mod tensor;
@@ -24,6 +25,7 @@ pub use error::{Error, Result};
 pub use exec::{Arena, Executor, Plan};
 pub use gguf::{GgufFile, GgufStream, GgufWriter, TensorInfo};
 pub use graph::Graph;
+pub use host::peak_host_bytes;
 pub use ops::{Rope, RopeKind};
 pub use tensor::{Element, Tensor};
 

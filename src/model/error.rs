@@ -51,6 +51,8 @@ pub enum Error {
         found_in: i64,
         found_out: i64,
     },
+    #[error("`{}`: its layers differ in rank, which cannot be trained or evaluated", .path.display())]
+    AdapterMixedRanks { path: PathBuf },
     #[error("no layer is called `{name}` (known: {known})")]
     UnknownTarget { name: String, known: String },
 }

@@ -10,7 +10,9 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::ggml::{Backend, Context, Dtype, Tensor};
 
+use super::adapter::{AdapterFile, AdapterPair, Heads, Matrix};
 use super::error::{Error, Result};
+use super::hparams::Hparams;
 use super::spec::Target;
 use super::weights::Weights;
 
@@ -26,6 +28,17 @@ pub struct LoraConfig {
     pub rank: usize,
     pub alpha: f32,
     pub targets: Vec<Target>,
+}
+
+impl LoraConfig {
+    /// The configuration of an adapter file: its rank, its alpha, and every kind of layer that it adapts somewhere.
+    pub fn of_file(file: &AdapterFile) -> Result<Self> {
+        let rank = file.rank().ok_or_else(|| Error::AdapterMixedRanks { path: file.path.clone() })?;
+        let adapts = |t: &Target| file.pairs.iter().any(|p| p.tensor.ends_with(&format!(".{}.weight", t.name())));
+        // Upstream takes alpha 0 for a scale of 1.
+        let alpha = if file.alpha == 0.0 { rank as f32 } else { file.alpha };
+        Ok(Self { rank, alpha, targets: Target::ALL.into_iter().filter(adapts).collect() })
+    }
 }
 
 /// The adapter of one linear layer: `y += (alpha / rank) * B (A x)`.
@@ -129,6 +142,39 @@ impl Lora {
             }
         }
         Ok(self.params.upload(&params)?)
+    }
+
+    /// Puts a file's matrices onto the device; layers that the file does not adapt keep zeros.
+    ///
+    /// The layout must be one that [`LoraConfig::of_file`] made for this file.
+    pub fn load(&self, file: &AdapterFile) -> Result<()> {
+        let mut params = vec![0f32; self.params.n_elements()];
+        for slot in &self.slots {
+            if let Some(pair) = file.pair(&slot.target.tensor_name(slot.layer)) {
+                let matrix = if slot.is_b { &pair.b } else { &pair.a };
+                params[slot.range()].copy_from_slice(&matrix.data);
+            }
+        }
+        Ok(self.params.upload(&params)?)
+    }
+
+    /// The adapter as a file's content; `base` is the base model's name.
+    pub fn to_file(&self, hp: &Hparams, base: Option<String>) -> Result<AdapterFile> {
+        let params = self.params.download::<f32>()?;
+        let matrix = |slot: &Slot| Matrix { ne: slot.ne, data: params[slot.range()].to_vec() };
+        let pairs = self.slots.chunks(2).map(|pair| AdapterPair {
+            tensor: pair[0].target.tensor_name(pair[0].layer),
+            a: matrix(&pair[0]),
+            b: matrix(&pair[1]),
+        });
+        Ok(AdapterFile {
+            path: std::path::PathBuf::new(),
+            architecture: hp.architecture.clone(),
+            alpha: self.config.alpha,
+            heads: Some(Heads { n_head: hp.n_head, n_head_kv: hp.n_head_kv }),
+            base,
+            pairs: pairs.collect(),
+        })
     }
 
     /// The adapter of one linear layer, if it has one.

@@ -9,6 +9,7 @@ mod error;
 pub mod hparams;
 mod lora;
 mod spec;
+pub mod survey;
 mod weights;
 
 use std::path::Path;
@@ -26,6 +27,8 @@ pub use weights::{Layer, Linear, Weights, WEIGHT_TYPES};
 
 /// A model on a device, ready to be put into graphs.
 pub struct Model {
+    /// `general.name`, for people.
+    pub name: Option<String>,
     pub arch: &'static Architecture,
     pub hp: Hparams,
     pub weights: Weights,
@@ -42,6 +45,6 @@ impl Model {
             supported: ARCHITECTURES.iter().map(|a| a.name).collect::<Vec<_>>().join(", "),
         })?;
         let weights = Weights::load(&file, arch, &hp, backend, progress)?;
-        Ok(Self { arch, hp, weights })
+        Ok(Self { name: file.get_str("general.name")?.map(Into::into), arch, hp, weights })
     }
 }

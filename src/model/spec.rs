@@ -1,5 +1,6 @@
 //! What a transformer block consists of, declared rather than coded.
 
+use super::error::{Error, Result};
 use crate::ggml::RopeKind;
 
 /// One architecture: its GGUF name and what its blocks have.
@@ -67,6 +68,24 @@ impl Target {
     /// The target of that name, GGUF's or Hugging Face's.
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|t| t.name() == name || t.hf_name() == name)
+    }
+
+    /// The targets of those names, or all of them for `all`; in the order of the block, each once.
+    pub fn parse_list(names: &[String]) -> Result<Vec<Self>> {
+        let mut targets = Vec::new();
+        for name in names.iter().map(|n| n.trim()) {
+            match (name, Self::parse(name)) {
+                ("all", _) => targets.extend(Self::ALL),
+                (_, Some(target)) => targets.push(target),
+                (_, None) => {
+                    let known = Self::ALL.map(Self::name).join(", ");
+                    return Err(Error::UnknownTarget { name: name.into(), known });
+                }
+            }
+        }
+        targets.sort_unstable();
+        targets.dedup();
+        Ok(targets)
     }
 
     /// The layer's weight in a GGUF file.

@@ -1,11 +1,14 @@
 //! What a run is: everything that decides its result, as `config.json` in its folder stores it.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
-use crate::data::{LossOn, PackMode};
+use crate::data::{Dataset, LossOn, PackMode};
+use crate::ggml::GgufFile;
 
 use super::error::{Error, Result};
 use super::optimizer::AdamW;
@@ -54,10 +57,30 @@ pub struct How {
     pub save_every: u64,
 }
 
+const FILE: &str = "config.json";
+
 /// Fields that may differ between a run and its continuation: where files lie does not matter, what is in them does.
 const FREE: &[&str] = &["version", "model", "data", "init_adapter", "how"];
 
 impl RunConfig {
+    /// Reads `config.json` from a run's folder.
+    pub fn load(run: &Path) -> Result<Self> {
+        let path = run.join(FILE);
+        let text = std::fs::read(&path).map_err(|source| Error::Io { action: "read", path: path.clone(), source })?;
+        serde_json::from_slice(&text).map_err(|e| Error::Damaged { path, reason: e.to_string() })
+    }
+
+    /// Writes `config.json` into a run's folder, whole or not at all.
+    pub fn save(&self, run: &Path) -> Result<()> {
+        let path = run.join(FILE);
+        let io = |source| Error::Io { action: "write", path: path.clone(), source };
+        let text = serde_json::to_string_pretty(self).expect("the fields are plain data");
+        let mut file = tempfile::NamedTempFile::new_in(run).map_err(io)?;
+        file.write_all(text.as_bytes()).and_then(|()| file.as_file().sync_all()).map_err(io)?;
+        file.persist(&path).map_err(|e| io(e.error))?;
+        Ok(())
+    }
+
     /// Rows per optimizer step.
     pub fn rows_per_step(&self) -> usize {
         self.batch_tokens / self.seq_len
@@ -98,6 +121,39 @@ impl RunConfig {
         }
         Ok(())
     }
+}
+
+/// A fingerprint of a model file: all of its metadata and tensor table, its length, and evenly spaced samples of the
+/// weights, so that it costs no more for a large model.
+pub fn model_hash(file: &GgufFile) -> String {
+    const SAMPLES: usize = 256;
+    const SAMPLE: usize = 64 << 10;
+    let (head, data) = file.halves();
+    let mut hash = Sha256::new();
+    hash.update(head);
+    hash.update((data.len() as u64).to_le_bytes());
+    for i in 0..SAMPLES {
+        let start = data.len() / SAMPLES * i;
+        hash.update(&data[start..data.len().min(start + SAMPLE)]);
+    }
+    hex(&hash.finalize())
+}
+
+/// A fingerprint of what a data set trains on: every token and whether it counts.
+pub fn data_hash(data: &Dataset) -> String {
+    let mut hash = Sha256::new();
+    for sample in &data.samples {
+        hash.update((sample.len() as u64).to_le_bytes());
+        for (token, train) in sample.tokens.iter().zip(&sample.train) {
+            hash.update(token.to_le_bytes());
+            hash.update([u8::from(*train)]);
+        }
+    }
+    hex(&hash.finalize())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 fn to_value(config: &RunConfig) -> Value {

@@ -28,11 +28,11 @@ mod trainer;
 
 pub use batch::{MicroBatch, Target};
 pub use checkpoint::{latest as latest_checkpoint, Checkpoint, Cursor};
-pub use config::RunConfig;
+pub use config::{data_hash, model_hash, How, RunConfig};
 pub use error::{Error, Result};
-pub use eval::{evaluate, Evaluation};
+pub use eval::{evaluate, Accuracy, Evaluation};
 pub use metrics::{EvalRecord, StepRecord};
 pub use optimizer::AdamW;
 pub use schedule::{Decay, Schedule};
 pub use step::{Engine, EngineConfig, Recompute};
-pub use trainer::{Observer, Report, Trainer, Stop};
+pub use trainer::{steps_in, Observer, Report, Stop, Trainer};

@@ -1,7 +1,7 @@
 //! A table of templates x conversations with the mask of every token written out, and templates that break naive masking.
 
 use crate::words::{options, show, Words};
-use qvac_ft::data::{Content, Dataset, Error, LossOn, Message, Options, Origin, Record};
+use qvac_ft::data::{Content, Dataset, Error, LossOn, Message, Options, Origin, Record, Template, Tokenizer};
 use serde_json::json;
 
 /// One cell of the table. In `expected` a trained token stands in «», any other in []; a line break is `\n`.
@@ -173,6 +173,24 @@ fn every_token_of_every_template_and_conversation_is_masked_right() {
     }
     assert_eq!(TABLE.len(), 20, "five templates x four conversations");
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_sample_is_the_prompt_of_inference_and_then_the_answer() {
+    for template in ["chatml", "llama3", "gemma", "zephyr", "plain", "raw"] {
+        let words = Words::new();
+        let chat = conversation("multi-turn");
+        let set =
+            encode(chat.clone(), &words, &Options { chat_template: Some(template), ..options() }).unwrap();
+        let sample = &set.samples[0];
+        let prompt =
+            Template::resolve(Some(template), None, &words).unwrap().prompt(&chat[..3], None).unwrap();
+        let mut tokens = words.encode(&prompt, false, true).unwrap();
+        if tokens[0] != 0 {
+            tokens.insert(0, 0);
+        }
+        assert_eq!(sample.tokens[..sample.answer_start], tokens, "{template}");
+    }
 }
 
 /// Templates that break naive masking, each in its own way.

@@ -110,6 +110,10 @@ impl Tokenizer for Words {
     fn is_eog(&self, token: i32) -> bool {
         EOG.contains(&self.piece_text(token).as_str())
     }
+
+    fn is_special(&self, token: i32) -> bool {
+        (token as usize) < SPECIAL.len()
+    }
 }
 
 /// Every token of a sample: «trained», [not].

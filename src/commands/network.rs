@@ -1,0 +1,178 @@
+//! What `train` and `eval` share: the flags that say which network runs where on which data, and both made ready.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use clap::builder::RangedU64ValueParser;
+use clap::ValueEnum;
+
+use super::ui::{Problem, Ui};
+use crate::data::{Dataset, LossOn, Options};
+use crate::ggml::{self, Backend, Device, DeviceKind, Executor};
+use crate::llama::{self, ModelParams};
+use crate::model::Model;
+use crate::train::{Engine, EngineConfig, Error};
+
+/// Which network, and where it runs.
+#[derive(Debug, clap::Args)]
+pub struct NetworkArgs {
+    /// The model, a GGUF file
+    #[arg(short, long, value_name = "GGUF")]
+    pub model: PathBuf,
+
+    /// Device to run on, as `devices` lists them; the first GPU if not given, else the CPU
+    #[arg(long, value_name = "NAME")]
+    pub device: Option<String>,
+
+    /// CPU threads; one for each physical core if not given
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=512))]
+    pub threads: Option<usize>,
+
+    /// Compute on the CPU what the device cannot
+    #[arg(long)]
+    pub allow_cpu_fallback: bool,
+
+    /// Rows run at a time; as many as fit if not given
+    #[arg(long, value_name = "ROWS", value_parser = RangedU64ValueParser::<usize>::new().range(1..=65536))]
+    pub micro_batch: Option<usize>,
+}
+
+/// How data becomes tokens.
+#[derive(Debug, clap::Args)]
+pub struct DataArgs {
+    /// Tokens per row; longer samples lose the beginning of their prompt
+    #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = RangedU64ValueParser::<usize>::new().range(4..=1048576))]
+    pub seq_len: usize,
+
+    /// Which tokens count in the loss
+    #[arg(long, value_enum, default_value_t)]
+    pub loss_on: LossOnArg,
+
+    /// Chat template: `chatml`, `llama3`, `gemma`, `zephyr`, `plain`, a Jinja file or its text; the model's own if not given
+    #[arg(long, value_name = "TEMPLATE")]
+    pub chat_template: Option<String>,
+}
+
+/// `--loss-on`.
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub enum LossOnArg {
+    /// Every token
+    All,
+    /// What the assistant writes, with its end of turn
+    #[default]
+    Assistant,
+    /// The last thing the assistant writes
+    Last,
+}
+
+impl From<LossOnArg> for LossOn {
+    fn from(arg: LossOnArg) -> Self {
+        match arg {
+            LossOnArg::All => Self::All,
+            LossOnArg::Assistant => Self::Assistant,
+            LossOnArg::Last => Self::Last,
+        }
+    }
+}
+
+/// A device opened for the network, and the CPU beside it where it may step in.
+pub struct Machine {
+    pub backend: Backend,
+    pub threads: usize,
+    fallback: Option<Backend>,
+}
+
+impl NetworkArgs {
+    /// Opens the device.
+    pub fn machine(&self) -> anyhow::Result<Machine> {
+        let device = match &self.device {
+            Some(name) => Device::by_name(name)?,
+            None => Device::best()?,
+        };
+        let threads = self.threads.unwrap_or_else(|| llama::physical_cores() as usize);
+        let backend = Backend::new(&device, threads)?;
+        let fallback = match self.allow_cpu_fallback && device.kind() != DeviceKind::Cpu {
+            true => Some(Backend::new(&Device::by_name("cpu")?, threads)?),
+            false => None,
+        };
+        Ok(Machine { backend, threads, fallback })
+    }
+
+    /// Loads the weights onto the device.
+    pub fn load(&self, machine: &Machine, ui: &Ui) -> anyhow::Result<Model> {
+        let bar = ui.progress_bytes("load", 0);
+        let model = Model::load(&self.model, &machine.backend, &mut |done, total| {
+            bar.set_len(total);
+            bar.set(done);
+        });
+        Ok(model?)
+    }
+
+    /// Builds the engine: with the rows per micro-batch that were asked for, else with the most, up to `most`, for which
+    /// there is memory. A CPU gains nothing from more than one row.
+    pub fn engine(&self, model: &Model, machine: &Machine, config: &EngineConfig, most: usize) -> anyhow::Result<Engine> {
+        let on_cpu = machine.backend.device().kind() == DeviceKind::Cpu;
+        let mut n_rows = self.micro_batch.unwrap_or(if on_cpu { 1 } else { most }).min(most).max(1);
+        loop {
+            let exec = Executor::new(&machine.backend, machine.fallback.as_ref());
+            match Engine::new(model, exec, EngineConfig { n_rows, ..config.clone() }) {
+                Err(Error::Ggml(ggml::Error::OutOfDeviceMemory { .. })) if n_rows > 1 && self.micro_batch.is_none() => {
+                    n_rows /= 2;
+                }
+                result => return Ok(result?),
+            }
+        }
+    }
+}
+
+impl DataArgs {
+    /// Reads data sets with the model's vocabulary and template.
+    pub fn load(&self, model: &Path, paths: &[&Path], ui: &Ui) -> anyhow::Result<Vec<Dataset>> {
+        let spinner = ui.spinner("read");
+        let vocab = llama::Model::load(model, &ModelParams::vocab_only())?.vocab()?;
+        let own = vocab.chat_template();
+        let options = Options {
+            chat_template: self.chat_template.as_deref(),
+            model_template: own.as_deref(),
+            loss_on: self.loss_on.into(),
+            seq_len: self.seq_len,
+            time: None,
+        };
+        let mut sets = Vec::with_capacity(paths.len());
+        for path in paths {
+            spinner.message(path.display().to_string());
+            let set = Dataset::load(path, &vocab, &options)
+                .with_context(|| format!("cannot read the data in `{}`", path.display()))?;
+            if set.stats.truncated > 0 {
+                ui.warn(format_args!(
+                    "`{}`: {} of {} samples are longer than `--seq-len {}` and were cut ({} lost the end of their answer)",
+                    path.display(), set.stats.truncated, set.stats.samples, self.seq_len, set.stats.answers_cut,
+                ));
+            }
+            sets.push(set);
+        }
+        Ok(sets)
+    }
+}
+
+/// Refuses rows longer than the context that the model was trained on.
+pub fn check_context(model: &Model, path: &Path, seq_len: usize) -> anyhow::Result<()> {
+    if seq_len > model.hp.n_ctx_train {
+        return Err(Problem::new(
+            format!("`--seq-len {seq_len}` is longer than the context of `{}`, {}", path.display(), model.hp.n_ctx_train),
+            format!("pass `--seq-len {}` or less", model.hp.n_ctx_train),
+        )
+        .into());
+    }
+    Ok(())
+}
+
+/// The most memory the device was seen to hold for this process: what the engine allocated, or, on a GPU that tells, by
+/// how much its free memory fell since `free_before`.
+pub fn device_bytes(engine: &Engine, device: &Device, free_before: usize) -> usize {
+    let fell = match device.kind() {
+        DeviceKind::Gpu | DeviceKind::Igpu => free_before.saturating_sub(device.memory().0),
+        DeviceKind::Cpu | DeviceKind::Software => 0,
+    };
+    fell.max(engine.device_bytes())
+}
