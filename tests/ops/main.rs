@@ -9,7 +9,7 @@ mod cross_entropy;
 mod forward;
 mod out_prod;
 
-use qvac_ft::ggml::{Context, Device, DeviceKind, Dtype, Executor, Graph, Tensor};
+use qvac_ft::ggml::{Backend, Context, Device, DeviceKind, Dtype, Executor, Graph, Tensor};
 
 /// What a case is compared at: every element of `got` within `bound` of `want`.
 pub struct Want {
@@ -65,7 +65,7 @@ impl Bench {
         Self {
             inputs: Context::new(16, 0).unwrap(),
             ops: Context::new(512, 256).unwrap(),
-            exec: Executor::new(device, 2, false).unwrap(),
+            exec: Executor::new(&Backend::new(device, 2).unwrap(), None),
             uploads: Vec::new(),
         }
     }
