@@ -3,6 +3,9 @@
 // Each test program uses its part of this.
 #![allow(dead_code)]
 
+pub mod device;
+pub mod numeric;
+
 use std::path::{Path, PathBuf};
 
 use qvac_ft::ggml::{Dtype, GgufFile, GgufWriter};
