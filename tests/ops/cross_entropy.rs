@@ -19,8 +19,9 @@ impl Rows {
     /// Every third row ignored; from five rows on, two labels that are no class.
     fn new(n_vocab: usize, n_rows: usize) -> Self {
         let logits = noise(3, n_vocab * n_rows).into_iter().map(|x| 4.0 * x).collect();
-        let mut labels: Vec<i32> =
-            (0..n_rows).map(|r| if r % 3 == 1 { -1 - r as i32 } else { (r * 7919 % n_vocab) as i32 }).collect();
+        let mut labels: Vec<i32> = (0..n_rows)
+            .map(|r| if r % 3 == 1 { -1 - r as i32 } else { (r * 7919 % n_vocab) as i32 })
+            .collect();
         if n_rows >= 5 {
             labels[3] = n_vocab as i32;
             labels[4] = i32::MAX;
@@ -29,7 +30,8 @@ impl Rows {
     }
 
     fn softmax(&self, row: usize) -> (Vec<f64>, f64) {
-        let x: Vec<f64> = self.logits[row * self.n_vocab..][..self.n_vocab].iter().map(|&x| f64::from(x)).collect();
+        let x: Vec<f64> =
+            self.logits[row * self.n_vocab..][..self.n_vocab].iter().map(|&x| f64::from(x)).collect();
         let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let sum: f64 = x.iter().map(|x| (x - max).exp()).sum();
         (x.iter().map(|x| (x - max).exp() / sum).collect(), max + sum.ln())
@@ -39,7 +41,9 @@ impl Rows {
         let one = |(row, &label): (usize, &i32)| match usize::try_from(label) {
             Err(_) => 0.0,
             Ok(label) if label >= self.n_vocab => f64::NAN,
-            Ok(label) => f64::from(SCALE) * (self.softmax(row).1 - f64::from(self.logits[row * self.n_vocab + label])),
+            Ok(label) => {
+                f64::from(SCALE) * (self.softmax(row).1 - f64::from(self.logits[row * self.n_vocab + label]))
+            }
         };
         self.labels.iter().enumerate().map(one).collect()
     }

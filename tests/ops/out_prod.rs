@@ -54,7 +54,8 @@ impl Case {
         for i2 in 0..nb {
             for i1 in 0..n {
                 for i0 in 0..m {
-                    let product = |kk| a_stored[((i2 / share * k + kk) * m + i0) as usize] * self.b(&b, i1, kk, i2);
+                    let product =
+                        |kk| a_stored[((i2 / share * k + kk) * m + i0) as usize] * self.b(&b, i1, kk, i2);
                     want.values.push((0..k).map(product).sum());
                     want.bound.push(sum_bound(k, (0..k).map(|kk| product(kk).abs()).sum()));
                 }
