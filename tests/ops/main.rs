@@ -11,6 +11,8 @@ mod device;
 mod forward;
 mod out_prod;
 
+use std::sync::{Mutex, PoisonError};
+
 use qvac_ft::ggml::{Backend, Context, Device, Dtype, Executor, Graph, Tensor};
 
 /// What a case is compared at: every element of `got` within `bound` of `want`.
@@ -135,8 +137,12 @@ impl Bench {
     }
 }
 
+/// ggml-vulkan sets a device up when it is first used, and two threads that do so at once find it half made.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
 /// Runs `make` on every device and holds what it returns to `want`.
 pub fn check(case: &str, want: &Want, make: impl Fn(Bench) -> Vec<f32>) {
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     for device in devices() {
         let got = make(Bench::new(&device));
         assert_eq!(got.len(), want.values.len(), "{case} on {}", device.name());
