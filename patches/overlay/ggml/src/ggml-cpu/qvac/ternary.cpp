@@ -121,27 +121,30 @@ vec_operands vec_of(const task & t) {
     return v;
 }
 
-// Few tokens, rows [r0, r1), as if each row had one scale. Returns what the scales were: where the tensor's turn out to
+// Few tokens, rows [r0, r1), as if the tensor had one scale. Returns what the scales were: where the tensor's turn out to
 // be mixed, the outputs are computed again. Weights are read from memory once this way.
 tq_scales run_vec(const task & t, int64_t r0, int64_t r1) {
-    const vec_operands v   = vec_of(t);
-    tq_scales          all = { tq_scale::none, 0 };
-    uint16_t           bits = 0;
-    float              d    = 0.0f;
-    for (int64_t r = r0; r < r1; ++r) {
-        const tq_scales row = tq_scan(t.w, r, r + 1);
-        all                 = tq_merge(all, row);
+    constexpr int64_t  step = 16;  // rows whose scales are read at once, shortly before their weights
+    const vec_operands v    = vec_of(t);
+    tq_scales          all  = { tq_scale::none, 0 };
+    for (int64_t r = r0; r < r1; r += step) {
+        const int64_t   end  = std::min(r + step, r1);
+        const tq_scales rows = tq_scan(t.w, r, end);
+        all                  = tq_merge(all, rows);
         if (all.kind == tq_scale::mixed) {
             break;
         }
-        int32_t s[vec_tokens];
-        tq_vec_dot(t.w->type, t.row(r), 0, t.w->ne[0], v.end, v.n_tokens, v.q, t.l.arranged_stride, v.sums, s);
-        if (row.bits != bits) {
-            bits = row.bits;
-            d    = tq_value(row);
-        }
+        float       factor[vec_tokens];
+        const float d = tq_value(rows);
         for (int i = 0; i < v.n_tokens; ++i) {
-            v.out[i][r] = (float) s[i] * (v.scale[i] * d);
+            factor[i] = v.scale[i] * d;
+        }
+        for (int64_t k = r; k < end; ++k) {
+            int32_t s[vec_tokens];
+            tq_vec_dot(t.w->type, t.row(k), 0, t.w->ne[0], v.end, v.n_tokens, v.q, t.l.arranged_stride, v.sums, s);
+            for (int i = 0; i < v.n_tokens; ++i) {
+                v.out[i][k] = (float) s[i] * factor[i];
+            }
         }
     }
     return all;
