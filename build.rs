@@ -14,7 +14,8 @@ fn main() {
     for folder in [profile.to_path_buf(), profile.join("deps")] {
         for entry in fs::read_dir(&libraries).expect("the libraries' folder") {
             let path = entry.expect("a library").path();
-            fs::copy(&path, folder.join(path.file_name().expect("a name"))).expect("copied beside the program");
+            fs::copy(&path, folder.join(path.file_name().expect("a name")))
+                .expect("copied beside the program");
         }
     }
     match env::var("CARGO_CFG_TARGET_OS").as_deref() {

@@ -7,7 +7,6 @@ pub mod cli;
 pub mod commands;
 pub mod data;
 pub mod error;
-pub mod eval;
 pub mod export;
 pub mod ggml;
 pub mod llama;

@@ -67,3 +67,14 @@ fn a_missing_model_is_reported_not_thrown() {
     let message = unsafe { CStr::from_ptr(err.as_ptr().cast()) };
     assert!(message.to_bytes().len() < err.len());
 }
+
+#[test]
+#[cfg(all(feature = "vulkan", any(target_os = "linux", target_os = "windows", target_os = "android")))]
+fn the_vulkan_backend_is_linked_in() {
+    // SAFETY: fills and reads ggml's registry; the name is terminated.
+    let vulkan = unsafe {
+        ggml_backend_load_all();
+        ggml_backend_reg_by_name(c"Vulkan".as_ptr())
+    };
+    assert!(!vulkan.is_null());
+}

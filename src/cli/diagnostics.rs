@@ -105,10 +105,8 @@ mod tests {
 
     #[test]
     fn the_chain_is_told_once_with_the_first_hint() {
-        let error = Err::<(), _>(ggml::Error::NoSuchDevice { name: "x".into(), found: vec!["cpu".into()] })
-            .map_err(llama::Error::from)
-            .context("cannot load `m.gguf`")
-            .unwrap_err();
+        let cause = ggml::Error::NoSuchDevice { name: "x".into(), found: vec!["cpu".into()] };
+        let error = Err::<(), _>(llama::Error::from(cause)).context("cannot load `m.gguf`").unwrap_err();
         assert_eq!(
             console::strip_ansi_codes(&render(&error)),
             "error: cannot load `m.gguf`\n  \

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 
 use crate::commands::ui::{Outcome, Ui, Verbosity};
-use crate::commands::{chat, completions, devices, eval, export, generate, inspect, man, synth, train};
+use crate::commands::{chat, completions, data, devices, eval, export, generate, inspect, man, synth, train};
 use crate::llama;
 
 /// Fine-tune ternary (BitNet b1.58) language models on whatever GPU a person has
@@ -59,6 +59,7 @@ enum Command {
     Eval(eval::Args),
     Generate(generate::Args),
     Chat(chat::Args),
+    Data(data::Args),
     Inspect(inspect::Args),
     Export(export::Args),
     Synth(synth::Args),
@@ -74,6 +75,7 @@ impl Command {
             Self::Eval(args) => eval::run(args, ui),
             Self::Generate(args) => generate::run(args, ui),
             Self::Chat(args) => chat::run(args, ui),
+            Self::Data(args) => data::run(args, ui),
             Self::Inspect(args) => inspect::run(args, ui),
             Self::Export(args) => export::run(args, ui),
             Self::Synth(args) => synth::run(args, ui),

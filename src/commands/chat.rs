@@ -56,9 +56,10 @@ struct Turn {
 
 pub fn run(args: Args, ui: &Ui) -> anyhow::Result<Outcome> {
     let (sampler, _) = args.sampling.sampler(args.temp)?;
+    // Before `ready`: rustyline takes SIGINT for itself when it starts, and an answer must hear Ctrl-C.
+    let mut lines = Lines::new()?;
     let ready = args.model.ready(ui)?;
     let template = args.model.template(&ready.context)?;
-    let mut lines = Lines::new()?;
     let mut chat = Chat {
         ready,
         sampler,

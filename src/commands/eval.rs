@@ -85,7 +85,7 @@ fn evaluate_all(args: &Args, ui: &Ui) -> anyhow::Result<Outcome> {
         }
         None => None,
     };
-    let data = args.tokens.load(&args.network.model, &[&args.data], ui)?.remove(0);
+    let data = args.tokens.load(&args.network.model, &[&args.data], None, ui)?.remove(0);
     let machine = args.network.machine()?;
     let model = args.network.load(&machine, ui)?;
     check_context(&model, &args.network.model, args.tokens.seq_len)?;

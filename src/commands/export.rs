@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{bail, Context as _};
 use serde_json::json;
 
-use super::ui::{Outcome, Ui};
+use super::ui::{Outcome, Problem, Ui};
 use crate::export::{self, MergeConfig, OutputType};
 use crate::ggml::{Dtype, GgufFile};
 use crate::model::adapter::Heads;
@@ -121,7 +121,8 @@ fn convert(args: &ConvertArgs) -> anyhow::Result<AdapterFile> {
 fn read(path: &Path, base: Option<&GgufFile>) -> anyhow::Result<AdapterFile> {
     if path.is_dir() {
         let Some(base) = base else {
-            bail!("a PEFT folder does not hold the sizes of its model: pass `--model`");
+            let fact = "a PEFT folder does not hold the sizes of its model";
+            return Err(Problem::new(fact, "pass the model it belongs to with `--model`").into());
         };
         return Ok(export::read_peft(path, base)?);
     }
@@ -137,7 +138,10 @@ fn run_merge(args: MergeArgs, ui: &Ui) -> anyhow::Result<Outcome> {
     let output_type = match Dtype::from_name(&args.dtype) {
         Some(dtype) => OutputType::Fixed(dtype),
         None if args.dtype == "keep" => OutputType::Keep,
-        None => bail!("no type is called `{}`", args.dtype),
+        None => {
+            let fact = format!("no type is called `{}`", args.dtype);
+            return Err(Problem::new(fact, "pass `keep`, or a type such as `f16` or `q8_0`").into());
+        }
     };
     let config = MergeConfig {
         model: args.model.clone(),

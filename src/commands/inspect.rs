@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{bail, Context as _};
+use anyhow::Context as _;
 use serde_json::{json, Value};
 
-use super::ui::{Outcome, Ui};
+use super::ui::{Outcome, Problem, Ui};
 use crate::ggml::GgufFile;
 use crate::model::{survey, AdapterFile, Hparams};
 use crate::parallel;
@@ -71,7 +71,7 @@ fn adapter(file: &GgufFile) -> anyhow::Result<Value> {
         "base": adapter.base,
         "rank": adapter.rank(),
         "ranks": ranks,
-        "alpha": adapter.alpha,
+        "alpha": decimal(adapter.alpha),
         "targets": targets,
         "n_layer": layers.len(),
         "n_pairs": adapter.pairs.len(),
@@ -92,10 +92,10 @@ fn model(file: &GgufFile, ui: &Ui) -> anyhow::Result<Value> {
             "n_head_kv": hp.n_head_kv,
             "n_embd_head": hp.n_embd_head,
             "n_ff": hp.n_ff,
-            "rms_eps": hp.rms_eps,
+            "rms_eps": decimal(hp.rms_eps),
             "rope_dims": hp.rope.n_dims,
-            "rope_freq_base": hp.rope.freq_base,
-            "rope_freq_scale": hp.rope.freq_scale,
+            "rope_freq_base": decimal(hp.rope.freq_base),
+            "rope_freq_scale": decimal(hp.rope.freq_scale),
             "rope_yarn": hp.rope.ext_factor != 0.0,
             "rope_freqs": file.tensor("rope_freqs.weight").is_some(),
         }),
@@ -137,10 +137,16 @@ fn model(file: &GgufFile, ui: &Ui) -> anyhow::Result<Value> {
     }))
 }
 
+/// The f64 that prints like the f32: 1e-5, and not 9.999999747378752e-6.
+fn decimal(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or(f64::NAN)
+}
+
 fn run_folder(dir: &Path) -> anyhow::Result<Value> {
     let config_path = dir.join("config.json");
     if !config_path.is_file() {
-        bail!("`{}` is not the folder of a run: it has no `config.json`", dir.display());
+        let fact = format!("`{}` is not the folder of a run: it has no `config.json`", dir.display());
+        return Err(Problem::new(fact, "pass a GGUF file, or what `qvac-ft train --out` named").into());
     }
     let text = fs::read_to_string(&config_path)
         .with_context(|| format!("cannot read `{}`", config_path.display()))?;

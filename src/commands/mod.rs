@@ -6,6 +6,7 @@
 
 pub mod chat;
 pub mod completions;
+pub mod data;
 pub mod devices;
 pub mod eval;
 pub mod export;

@@ -110,13 +110,21 @@ impl NetworkArgs {
 
     /// Builds the engine: with the rows per micro-batch that were asked for, else with the most, up to `most`, for which
     /// there is memory. A CPU gains nothing from more than one row.
-    pub fn engine(&self, model: &Model, machine: &Machine, config: &EngineConfig, most: usize) -> anyhow::Result<Engine> {
+    pub fn engine(
+        &self,
+        model: &Model,
+        machine: &Machine,
+        config: &EngineConfig,
+        most: usize,
+    ) -> anyhow::Result<Engine> {
         let on_cpu = machine.backend.device().kind() == DeviceKind::Cpu;
         let mut n_rows = self.micro_batch.unwrap_or(if on_cpu { 1 } else { most }).min(most).max(1);
         loop {
             let exec = Executor::new(&machine.backend, machine.fallback.as_ref());
             match Engine::new(model, exec, EngineConfig { n_rows, ..config.clone() }) {
-                Err(Error::Ggml(ggml::Error::OutOfDeviceMemory { .. })) if n_rows > 1 && self.micro_batch.is_none() => {
+                Err(Error::Ggml(ggml::Error::OutOfDeviceMemory { .. }))
+                    if n_rows > 1 && self.micro_batch.is_none() =>
+                {
                     n_rows /= 2;
                 }
                 result => return Ok(result?),
@@ -126,8 +134,15 @@ impl NetworkArgs {
 }
 
 impl DataArgs {
-    /// Reads data sets with the model's vocabulary and template.
-    pub fn load(&self, model: &Path, paths: &[&Path], ui: &Ui) -> anyhow::Result<Vec<Dataset>> {
+    /// Reads data sets with the model's vocabulary and template; `time` is what a template that writes the date is told,
+    /// in seconds since 1970.
+    pub fn load(
+        &self,
+        model: &Path,
+        paths: &[&Path],
+        time: Option<i64>,
+        ui: &Ui,
+    ) -> anyhow::Result<Vec<Dataset>> {
         let spinner = ui.spinner("read");
         let vocab = llama::Model::load(model, &ModelParams::vocab_only())?.vocab()?;
         let own = vocab.chat_template();
@@ -136,7 +151,7 @@ impl DataArgs {
             model_template: own.as_deref(),
             loss_on: self.loss_on.into(),
             seq_len: self.seq_len,
-            time: None,
+            time,
         };
         let mut sets = Vec::with_capacity(paths.len());
         for path in paths {
@@ -159,7 +174,11 @@ impl DataArgs {
 pub fn check_context(model: &Model, path: &Path, seq_len: usize) -> anyhow::Result<()> {
     if seq_len > model.hp.n_ctx_train {
         return Err(Problem::new(
-            format!("`--seq-len {seq_len}` is longer than the context of `{}`, {}", path.display(), model.hp.n_ctx_train),
+            format!(
+                "`--seq-len {seq_len}` is longer than the context of `{}`, {}",
+                path.display(),
+                model.hp.n_ctx_train
+            ),
             format!("pass `--seq-len {}` or less", model.hp.n_ctx_train),
         )
         .into());

@@ -1,7 +1,7 @@
 //! `train`: a LoRA adapter for a model, from a file of chats.
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use anyhow::Context as _;
 use clap::builder::RangedU64ValueParser;
@@ -15,8 +15,9 @@ use crate::ggml::{peak_host_bytes, GgufFile};
 use crate::model::adapter::AdapterFile;
 use crate::model::{LoraConfig, Model, Target};
 use crate::train::{
-    data_hash, latest_checkpoint, model_hash, steps_in, AdamW, Checkpoint, Cursor, Decay, Engine, EngineConfig,
-    EvalRecord, How, Observer, Recompute, Report, RunConfig, Schedule, StepRecord, Stop, Trainer,
+    data_hash, latest_checkpoint, model_hash, steps_in, AdamW, Checkpoint, Cursor, Decay, Engine,
+    EngineConfig, EvalRecord, How, Observer, Recompute, Report, RunConfig, Schedule, StepRecord, Stop,
+    Trainer,
 };
 
 /// Train a LoRA adapter on a file of chats
@@ -167,13 +168,16 @@ fn train(args: &Args, ui: &Ui) -> anyhow::Result<Outcome> {
     let lora = lora_config(args, init.as_ref())?;
     let checkpoint = prepare_folder(args)?;
     let paths: Vec<&Path> = [args.data.as_path()].into_iter().chain(args.eval_data.as_deref()).collect();
-    let mut sets = args.tokens.load(&args.network.model, &paths, ui)?;
+    let stored = checkpoint.as_ref().map(|_| RunConfig::load(&args.out)).transpose()?;
+    let time = stored.as_ref().map_or_else(now, |c| c.template_time);
+    let mut sets = args.tokens.load(&args.network.model, &paths, Some(time), ui)?;
     let eval = (sets.len() > 1).then(|| sets.remove(1));
     let data = sets.remove(0);
 
     let machine = args.network.machine()?;
     let free_before = machine.backend.device().memory().0;
-    let mut config = run_config(args, &lora, &file, &data, &machine)?;
+    let mut config = run_config(args, &lora, &file, &data, &machine, time)?;
+    stored.as_ref().map_or(Ok(()), |stored| config.check_same_run(stored, &args.out))?;
     let model = args.network.load(&machine, ui)?;
     check_context(&model, &args.network.model, args.tokens.seq_len)?;
     let engine_config = EngineConfig {
@@ -193,8 +197,14 @@ fn train(args: &Args, ui: &Ui) -> anyhow::Result<Outcome> {
     let cursor = start(args, &engine, &config, init.as_ref(), checkpoint.as_deref())?;
     describe(ui, args, &config, &data, &engine, cursor);
 
-    let mut trainer =
-        Trainer { config: &config, engine: &engine, train: &data, eval: eval.as_ref(), out: args.out.clone(), cursor };
+    let mut trainer = Trainer {
+        config: &config,
+        engine: &engine,
+        train: &data,
+        eval: eval.as_ref(),
+        out: args.out.clone(),
+        cursor,
+    };
     let mut bar = Bar::new(ui, config.schedule.total, cursor.step, engine.device_bytes());
     let report = trainer.run(&mut bar, interrupt.flag())?;
     drop(bar);
@@ -237,7 +247,9 @@ fn prepare_folder(args: &Args) -> anyhow::Result<Option<PathBuf>> {
     let config = args.out.join("config.json");
     if args.resume {
         let found = latest_checkpoint(&args.out)?;
-        return found.map(Some).ok_or_else(|| crate::train::Error::NoCheckpoint { path: args.out.clone() }.into());
+        return found
+            .map(Some)
+            .ok_or_else(|| crate::train::Error::NoCheckpoint { path: args.out.clone() }.into());
     }
     if config.exists() {
         return Err(crate::train::Error::RunExists { path: args.out.clone() }.into());
@@ -257,6 +269,7 @@ fn run_config(
     file: &GgufFile,
     data: &Dataset,
     machine: &Machine,
+    time: i64,
 ) -> anyhow::Result<RunConfig> {
     let o = &args.optim;
     let device = machine.backend.device();
@@ -284,6 +297,7 @@ fn run_config(
         pack: if args.no_pack { PackMode::NoPack } else { PackMode::Pack },
         loss_on: args.tokens.loss_on.into(),
         chat_template: args.tokens.chat_template.clone(),
+        template_time: time,
         how: How {
             device: device.name().into(),
             device_description: device.description().into(),
@@ -303,6 +317,11 @@ fn run_config(
     Ok(config)
 }
 
+/// Seconds since 1970.
+fn now() -> i64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64)
+}
+
 /// 512 tokens per step, or one row where rows are longer, or as many whole rows as 512 hold where they are shorter.
 fn default_batch(seq_len: usize) -> usize {
     const TOKENS: usize = 512;
@@ -319,7 +338,6 @@ fn start(
 ) -> anyhow::Result<Cursor> {
     let lora = engine.lora().context("the engine has no adapter")?;
     if let Some(path) = checkpoint {
-        config.check_same_run(&RunConfig::load(&args.out)?, &args.out)?;
         let checkpoint = Checkpoint::load(path)?;
         checkpoint.restore(lora, path)?;
         return Ok(checkpoint.cursor);
@@ -421,7 +439,8 @@ impl Observer for Bar<'_> {
     }
 
     fn evaluation(&mut self, record: &EvalRecord) {
-        let accuracy = record.eval_accuracy.map_or(String::new(), |a| format!(", accuracy {:.1}%", 100.0 * a));
+        let accuracy =
+            record.eval_accuracy.map_or(String::new(), |a| format!(", accuracy {:.1}%", 100.0 * a));
         self.ui.info(format_args!("step {}: eval loss {:.4}{accuracy}", record.step, record.eval_loss));
     }
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::Hint;
+use crate::llama;
 
 /// Where a record came from. Prints as `file:line`, the form that editors and terminals can follow.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,8 +60,8 @@ pub enum Error {
     Render { origin: Origin, name: String, reason: String },
     #[error("{origin}: cannot tell what the assistant wrote in message {message} under the chat template `{name}`: {reason}")]
     Span { origin: Origin, name: String, message: usize, reason: &'static str },
-    #[error("the tokenizer refused a text: {reason}")]
-    Tokenizer { reason: String },
+    #[error(transparent)]
+    Llama(#[from] llama::Error),
     #[error("{origin}: the tokens do not spell the text: at byte {byte} the text has `{expected}`, the tokens have {found}")]
     Misaligned { origin: Origin, byte: usize, expected: String, found: String },
     #[error("{origin}: no token contributes to the loss")]
@@ -114,6 +115,7 @@ impl Hint for Error {
             Self::Exists { .. } => "choose another folder, or pass `--force`".into(),
             Self::NotEnough { .. } => "ask for fewer samples".into(),
             Self::PubMedQa { .. } => "the file meant is `ori_pqal.json` of PubMedQA".into(),
+            Self::Llama(error) => return error.hint(),
             _ => return None,
         })
     }

@@ -52,8 +52,9 @@ impl Collector {
         let start = content.start + (answer.len() - answer.trim_start().len());
         let end = start + label.len();
         let spelt = rendered.text.get(start..end).filter(|_| end <= content.end);
-        let ends_a_word = !rendered.text[end.min(rendered.text.len())..].starts_with(char::is_alphanumeric);
-        if !ends_a_word || !spelt.is_some_and(|s| s.to_lowercase() == label.to_lowercase()) {
+        if spelt.is_none_or(|s| s.to_lowercase() != label.to_lowercase())
+            || rendered.text[end..].starts_with(char::is_alphanumeric)
+        {
             return;
         }
         // A token may begin with the space before the label.

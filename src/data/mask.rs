@@ -23,9 +23,7 @@ use super::record::Message;
 use super::template::Template;
 
 /// Which tokens contribute to the loss.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, serde::Serialize, serde::Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LossOn {
     /// Every token, headers and questions too.

@@ -1,20 +1,16 @@
 //! libllama's vocabulary, as this room sees one.
 
-use super::error::{Error, Result};
+use super::error::Result;
 use super::tokenizer::Tokenizer;
-use crate::llama::{self, Vocab};
-
-fn refused(error: llama::Error) -> Error {
-    Error::Tokenizer { reason: error.to_string() }
-}
+use crate::llama::Vocab;
 
 impl Tokenizer for Vocab {
     fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<i32>> {
-        self.tokenize(text, add_special, parse_special).map_err(refused)
+        Ok(self.tokenize(text, add_special, parse_special)?)
     }
 
     fn piece(&self, token: i32) -> Result<Vec<u8>> {
-        self.piece(token).map_err(refused)
+        Ok(self.piece(token)?)
     }
 
     fn bos(&self) -> Option<i32> {

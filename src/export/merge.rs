@@ -3,7 +3,8 @@
 //! Tensors go through one after the other, in pieces of rows, so that no model has to fit in memory; what the adapter
 //! does not touch is copied byte for byte. A changed tensor keeps its type, requantized, if that type can be written and
 //! is not ternary: -1, 0 and 1 times a scale cannot hold a sum, so those become f16 unless another type is asked for.
-//! A scale that stands in a tensor of its own goes into the weight, since the adapter's part is not scaled by it.
+//! A scale that stands in a tensor of its own goes into the weight; whether it covers the adapter's part is upstream's
+//! choice, layer by layer (`Architecture::scale_covers_adapter`).
 
 use std::path::{Path, PathBuf};
 
@@ -14,6 +15,7 @@ use crate::model::AdapterFile;
 use crate::parallel;
 
 use super::error::{Error, Result};
+use super::names;
 
 /// Values that one thread works on at a time.
 const CHUNK: usize = 1 << 20;
@@ -50,8 +52,20 @@ pub struct Merged {
 /// How one tensor of the model gets into the new one.
 enum Step<'a> {
     Copy(&'a TensorInfo),
-    /// The weight, its adapter, its scale from a tensor of its own, and the type to write.
-    Change(&'a TensorInfo, &'a AdapterPair, f32, Dtype),
+    /// The weight and its adapter, the factors of both, and the type to write.
+    Change {
+        info: &'a TensorInfo,
+        pair: &'a AdapterPair,
+        factors: Factors,
+        dtype: Dtype,
+    },
+}
+
+/// `W' = weight * W + adapter * B A`.
+#[derive(Debug, Clone, Copy)]
+struct Factors {
+    weight: f32,
+    adapter: f32,
 }
 
 /// Writes the merged model; `progress` is told the bytes of tensor data written so far and in all.
@@ -72,10 +86,10 @@ pub fn merge(config: &MergeConfig, progress: &mut dyn FnMut(u64, u64)) -> Result
     for step in &steps {
         let (info, dtype) = match step {
             Step::Copy(info) => (info, info.dtype),
-            Step::Change(info, _, _, dtype) => (info, *dtype),
+            Step::Change { info, dtype, .. } => (info, *dtype),
         };
         writer.add_tensor(&info.name, &info.ne[..info.n_dims.max(1)], dtype)?;
-        if matches!(step, Step::Change(..)) {
+        if matches!(step, Step::Change { .. }) {
             merged.n_changed += 1;
         }
         if dtype != info.dtype {
@@ -101,7 +115,7 @@ pub fn merge(config: &MergeConfig, progress: &mut dyn FnMut(u64, u64)) -> Result
     for step in &steps {
         match step {
             Step::Copy(info) => base.bytes(info).chunks(CHUNK * 4).try_for_each(&mut put)?,
-            Step::Change(info, pair, scale, dtype) => {
+            Step::Change { info, pair, factors, dtype } => {
                 let rows_per_chunk = (CHUNK / info.n_per_row()).max(1);
                 let n_chunks = info.n_rows().div_ceil(rows_per_chunk);
                 let make = |chunk: usize| -> Result<Vec<u8>> {
@@ -109,7 +123,7 @@ pub fn merge(config: &MergeConfig, progress: &mut dyn FnMut(u64, u64)) -> Result
                     let rows = start..(start + rows_per_chunk).min(info.n_rows());
                     let mut values = Vec::new();
                     base.read_rows(info, rows.clone(), &mut values)?;
-                    add_rows(&mut values, rows.start, *scale, adapter.scale(pair), pair);
+                    add_rows(&mut values, rows.start, *factors, pair);
                     let mut bytes = Vec::new();
                     dtype.quantize(&values, info.n_per_row(), &mut bytes)?;
                     Ok(bytes)
@@ -122,16 +136,16 @@ pub fn merge(config: &MergeConfig, progress: &mut dyn FnMut(u64, u64)) -> Result
     Ok(merged)
 }
 
-/// `values` are the rows of W from `first` on: each becomes `w_scale * row + scale * B[row] A`.
-fn add_rows(values: &mut [f32], first: usize, w_scale: f32, scale: f32, pair: &AdapterPair) {
+/// `values` are the rows of W from `first` on: each becomes `weight * row + adapter * B[row] A`.
+fn add_rows(values: &mut [f32], first: usize, factors: Factors, pair: &AdapterPair) {
     let (n_in, rank) = (pair.n_in(), pair.rank());
     for (i, row) in values.chunks_exact_mut(n_in).enumerate() {
-        if w_scale != 1.0 {
-            row.iter_mut().for_each(|w| *w *= w_scale);
+        if factors.weight != 1.0 {
+            row.iter_mut().for_each(|w| *w *= factors.weight);
         }
         let b = &pair.b.data[(first + i) * rank..(first + i + 1) * rank];
         for (b, a) in b.iter().zip(pair.a.data.chunks_exact(n_in)) {
-            let b = b * scale;
+            let b = b * factors.adapter;
             row.iter_mut().zip(a).for_each(|(w, a)| *w += b * a);
         }
     }
@@ -147,10 +161,15 @@ fn steps<'a>(base: &'a GgufFile, adapter: &'a AdapterFile, output: OutputType) -
             steps.push(Step::Copy(info));
             continue;
         };
-        let scale = match scale_of(&info.name) {
-            Some(t) => base.read_f32(base.require_shape(&t.name, &[1])?)?[0],
-            None => 1.0,
-        };
+        let mut factors = Factors { weight: 1.0, adapter: adapter.scale(pair) };
+        if let Some(t) = scale_of(&info.name) {
+            factors.weight = base.read_f32(base.require_shape(&t.name, &[1])?)?[0];
+            let (_, target) = names::parse_gguf(&info.name)
+                .ok_or_else(|| Error::NoName { path: adapter.path.clone(), tensor: info.name.clone() })?;
+            if names::architecture(&adapter.architecture)?.scale_covers_adapter(target) {
+                factors.adapter *= factors.weight;
+            }
+        }
         let dtype = match output {
             OutputType::Fixed(dtype) => dtype,
             OutputType::Keep if info.dtype.is_ternary() || !info.dtype.can_quantize() => Dtype::F16,
@@ -159,7 +178,7 @@ fn steps<'a>(base: &'a GgufFile, adapter: &'a AdapterFile, output: OutputType) -
         if dtype.is_ternary() || !dtype.can_quantize() || dtype.row_size(info.n_per_row()).is_none() {
             return Err(Error::OutputType { tensor: info.name.clone(), dtype: dtype.name() });
         }
-        steps.push(Step::Change(info, pair, scale, dtype));
+        steps.push(Step::Change { info, pair, factors, dtype });
     }
     Ok(steps)
 }

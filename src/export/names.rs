@@ -7,7 +7,7 @@
 
 use crate::ggml::RopeKind;
 use crate::model::adapter::{Heads, Matrix};
-use crate::model::{Target, ARCHITECTURES};
+use crate::model::{Architecture, Target, ARCHITECTURES};
 
 use super::error::{Error, Result};
 
@@ -54,12 +54,20 @@ pub(super) fn parse_peft(key: &str) -> Option<(usize, Target, bool)> {
     module(layer, target).contains(&format!(".{module_part}.")).then_some((layer, target, is_b))
 }
 
-/// Whether the rows of this layer's B differ between the two, and over how many heads.
-pub(super) fn heads_to_permute(architecture: &str, target: Target) -> Result<Option<fn(Heads) -> usize>> {
-    let arch = ARCHITECTURES.iter().find(|a| a.name == architecture).ok_or_else(|| Error::Architecture {
-        found: architecture.into(),
+/// The architecture of that name.
+pub(super) fn architecture(name: &str) -> Result<&'static Architecture> {
+    ARCHITECTURES.iter().find(|a| a.name == name).ok_or_else(|| Error::Architecture {
+        found: name.into(),
         known: ARCHITECTURES.iter().map(|a| a.name).collect::<Vec<_>>().join(", "),
-    })?;
+    })
+}
+
+/// Picks the heads over which a matrix is ordered.
+type HeadsOf = fn(Heads) -> usize;
+
+/// Whether the rows of this layer's B differ between the two, and over how many heads.
+pub(super) fn heads_to_permute(name: &str, target: Target) -> Result<Option<HeadsOf>> {
+    let arch = architecture(name)?;
     Ok(match (arch.block.rope, target) {
         (RopeKind::Norm, Target::AttnQ) => Some(|h| h.n_head),
         (RopeKind::Norm, Target::AttnK) => Some(|h| h.n_head_kv),

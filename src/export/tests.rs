@@ -136,7 +136,7 @@ struct Merge {
 fn prepare(family: synth::Family, dtype: Dtype, scales: bool, output_type: OutputType) -> Merge {
     let dir = tempfile::tempdir().unwrap();
     let model = model(dir.path(), family, dtype, scales);
-    let adapter = adapter(&model, &[Target::AttnK, Target::FfnDown], 4);
+    let adapter = adapter(&model, &[Target::AttnK, Target::FfnUp, Target::FfnDown], 4);
     let path = dir.path().join("a.gguf");
     adapter.write(&path).unwrap();
     let out = dir.path().join("merged.gguf");
@@ -144,8 +144,8 @@ fn prepare(family: synth::Family, dtype: Dtype, scales: bool, output_type: Outpu
     Merge { dir, config, adapter }
 }
 
-/// W + 2 B A of one weight, by its definition, in f64.
-fn expected(base: &GgufFile, adapter: &AdapterFile, tensor: &str, w_scale: f32) -> Vec<f64> {
+/// `w_scale * W + 2 * ba_scale * B A` of one weight, by its definition, in f64.
+fn expected(base: &GgufFile, adapter: &AdapterFile, tensor: &str, w_scale: f32, ba_scale: f32) -> Vec<f64> {
     let pair = adapter.pair(tensor).unwrap();
     let w = base.read_f32(base.require_tensor(tensor).unwrap()).unwrap();
     let (n_in, rank) = (pair.n_in(), pair.rank());
@@ -155,7 +155,7 @@ fn expected(base: &GgufFile, adapter: &AdapterFile, tensor: &str, w_scale: f32) 
             let ba: f64 = (0..rank)
                 .map(|k| f64::from(pair.b.data[row * rank + k]) * f64::from(pair.a.data[k * n_in + col]))
                 .sum();
-            f64::from(w[at]) * f64::from(w_scale) + 2.0 * ba
+            f64::from(w[at]) * f64::from(w_scale) + 2.0 * f64::from(ba_scale) * ba
         })
         .collect()
 }
@@ -181,17 +181,20 @@ fn merged_weights_are_the_sum() {
     for (family, dtype, scales, output, to, tolerance) in cases {
         let m = prepare(family, dtype, scales, output);
         let report = merge(&m.config, &mut |_, _| ()).unwrap();
-        assert_eq!(report.n_changed, 4);
-        assert_eq!(report.retyped.iter().map(|r| r.2).sum::<usize>(), if dtype == to { 0 } else { 4 });
+        assert_eq!(report.n_changed, 6);
+        assert_eq!(report.retyped.iter().map(|r| r.2).sum::<usize>(), if dtype == to { 0 } else { 6 });
         let base = GgufFile::open(&m.config.model).unwrap();
         let merged = GgufFile::open(&m.config.out).unwrap();
         assert_eq!(merged.len(), report.bytes);
-        for name in ["blk.0.attn_k", "blk.1.ffn_down"] {
+        for (name, covers_adapter) in
+            [("blk.0.attn_k", false), ("blk.0.ffn_up", true), ("blk.1.ffn_down", false)]
+        {
             let tensor = format!("{name}.weight");
             assert_eq!(merged.require_tensor(&tensor).unwrap().dtype, to);
             let scale = base.tensor(&format!("{name}.scale")).map_or(1.0, |t| base.read_f32(t).unwrap()[0]);
+            let ba_scale = if covers_adapter { scale } else { 1.0 };
             assert_eq!(scale != 1.0, scales);
-            let off = worst(&merged, &tensor, &expected(&base, &m.adapter, &tensor, scale));
+            let off = worst(&merged, &tensor, &expected(&base, &m.adapter, &tensor, scale, ba_scale));
             assert!(off <= tolerance, "{dtype} {tensor}: {off}");
             assert!(merged.tensor(&format!("{name}.scale")).is_none(), "the scale is in the weight now");
         }

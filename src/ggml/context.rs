@@ -38,9 +38,15 @@ impl Context {
         let mem_size = (n_tensors + 1) * overhead + graph_bytes + (1 << 12);
         let params = sys::ggml_init_params { mem_size, mem_buffer: std::ptr::null_mut(), no_alloc: true };
         // SAFETY: the parameters are valid; ggml allocates the pool itself when `mem_buffer` is null.
-        let ptr = NonNull::new(unsafe { sys::ggml_init(params) }).ok_or(Error::OutOfHostMemory { bytes: mem_size })?;
+        let ptr = NonNull::new(unsafe { sys::ggml_init(params) })
+            .ok_or(Error::OutOfHostMemory { bytes: mem_size })?;
         Ok(Self {
-            inner: Rc::new(Inner { ptr, free_tensors: Cell::new(n_tensors), free_graph_bytes: Cell::new(graph_bytes), keep: RefCell::default() }),
+            inner: Rc::new(Inner {
+                ptr,
+                free_tensors: Cell::new(n_tensors),
+                free_graph_bytes: Cell::new(graph_bytes),
+                keep: RefCell::default(),
+            }),
         })
     }
 

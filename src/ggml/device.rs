@@ -44,21 +44,18 @@ impl Device {
 
     fn from_raw(ptr: NonNull<sys::ggml_backend_device>) -> Option<Self> {
         // SAFETY: a registered device; its strings are static.
-        let (name, description, kind) = unsafe {
+        let (name, description, kind, software) = unsafe {
             let text = |s: *const std::ffi::c_char| CStr::from_ptr(s).to_string_lossy().into_owned();
-            let kind = sys::ggml_backend_dev_type(ptr.as_ptr());
             (
                 text(sys::ggml_backend_dev_name(ptr.as_ptr())),
                 text(sys::ggml_backend_dev_description(ptr.as_ptr())),
-                kind,
+                sys::ggml_backend_dev_type(ptr.as_ptr()),
+                sys::ggml_backend_dev_is_software(ptr.as_ptr()),
             )
         };
-        // llvmpipe is the name Mesa gives lavapipe's device.
-        let software = description.contains("llvmpipe") || description.contains("SwiftShader");
         let kind = match kind {
-            sys::GGML_BACKEND_DEVICE_TYPE_CPU if name == "CPU" => DeviceKind::Cpu,
-            sys::GGML_BACKEND_DEVICE_TYPE_CPU => DeviceKind::Software,
-            sys::GGML_BACKEND_DEVICE_TYPE_GPU | sys::GGML_BACKEND_DEVICE_TYPE_IGPU if software => DeviceKind::Software,
+            _ if software => DeviceKind::Software,
+            sys::GGML_BACKEND_DEVICE_TYPE_CPU => DeviceKind::Cpu,
             sys::GGML_BACKEND_DEVICE_TYPE_GPU => DeviceKind::Gpu,
             sys::GGML_BACKEND_DEVICE_TYPE_IGPU => DeviceKind::Igpu,
             // Accelerators (BLAS and the like) run single operations, not graphs.
@@ -184,7 +181,11 @@ impl Backend {
             // SAFETY: a live context and buffer type.
             unsafe { sys::qvac_alloc_ctx_tensors_from_buft(ctx.raw(), buft, err, size) }
         })
-        .map_err(|_| Error::OutOfDeviceMemory { device: self.device().name.clone(), what: what.into(), bytes })?;
+        .map_err(|_| Error::OutOfDeviceMemory {
+            device: self.device().name.clone(),
+            what: what.into(),
+            bytes,
+        })?;
         let buffer = Rc::new(Buffer { ptr: buffer, _backend: self.clone() });
         ctx.keep(&buffer);
         // SAFETY: the buffer was made above.

@@ -76,6 +76,8 @@ impl Dtype {
     }
 
     /// The type behind a number of the C API.
+    // bindgen makes the enum i32 on Windows and u32 elsewhere.
+    #[allow(clippy::unnecessary_cast)]
     pub fn from_raw(raw: llama_sys::ggml_type) -> Option<Self> {
         Self::from_u32(raw as u32)
     }
@@ -281,7 +283,7 @@ mod tests {
     #[test]
     fn numbers_and_names_agree_with_upstream() {
         for t in Dtype::ALL {
-            assert!((t as u32) < llama_sys::GGML_TYPE_COUNT as u32);
+            assert!(t.as_raw() < llama_sys::GGML_TYPE_COUNT);
             assert!(t.block_size() > 0 && t.type_size() > 0, "{t:?} is removed upstream");
             assert_eq!(t.name().to_lowercase(), format!("{t:?}").to_lowercase());
             assert_eq!(Dtype::from_name(t.name()), Some(t));

@@ -35,7 +35,12 @@ impl Executor {
     /// Bytes of device memory that this executor's graphs use for intermediate results.
     pub fn compute_bytes(&self) -> usize {
         // SAFETY: live allocators with one buffer each.
-        let arenas = self.arenas.borrow().iter().map(|a| unsafe { sys::ggml_gallocr_get_buffer_size(a.0.as_ptr(), 0) }).sum::<usize>();
+        let arenas = self
+            .arenas
+            .borrow()
+            .iter()
+            .map(|a| unsafe { sys::ggml_gallocr_get_buffer_size(a.0.as_ptr(), 0) })
+            .sum::<usize>();
         arenas + self.schedulers.get()
     }
 
@@ -104,7 +109,11 @@ impl Executor {
     }
 
     fn out_of_memory(&self, what: String) -> Error {
-        Error::OutOfDeviceMemory { device: self.backend.device().name().into(), what, bytes: self.compute_bytes() }
+        Error::OutOfDeviceMemory {
+            device: self.backend.device().name().into(),
+            what,
+            bytes: self.compute_bytes(),
+        }
     }
 
     /// Every operation of `graph` can run on the device, or the first that cannot is named.
@@ -162,7 +171,9 @@ impl Arena<'_> {
             None => {
                 self.exec.checked(|err, size| {
                     // SAFETY: a live allocator, and a graph for which its buffer is large enough.
-                    unsafe { sys::qvac_gallocr_alloc_graph(self.allocator.0.as_ptr(), graph.raw(), err, size) }
+                    unsafe {
+                        sys::qvac_gallocr_alloc_graph(self.allocator.0.as_ptr(), graph.raw(), err, size)
+                    }
                 })?;
                 Memory::Arena(self.allocator.clone())
             }
@@ -176,7 +187,16 @@ impl Arena<'_> {
         let ptr = ffi::pointer(|err, err_size| {
             // SAFETY: two live backends; default buffer types.
             unsafe {
-                sys::qvac_sched_new(backends.as_mut_ptr(), std::ptr::null_mut(), 2, size, false, false, err, err_size)
+                sys::qvac_sched_new(
+                    backends.as_mut_ptr(),
+                    std::ptr::null_mut(),
+                    2,
+                    size,
+                    false,
+                    false,
+                    err,
+                    err_size,
+                )
             }
         })
         .map_err(|f| self.exec.out_of_memory(f.reason))?;

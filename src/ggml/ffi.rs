@@ -34,7 +34,9 @@ pub(crate) fn status(f: impl FnOnce(*mut c_char, usize) -> sys::qvac_status) -> 
 }
 
 /// Calls a function that returns a pointer, null on failure.
-pub(crate) fn pointer<T>(f: impl FnOnce(*mut c_char, usize) -> *mut T) -> Result<std::ptr::NonNull<T>, Failure> {
+pub(crate) fn pointer<T>(
+    f: impl FnOnce(*mut c_char, usize) -> *mut T,
+) -> Result<std::ptr::NonNull<T>, Failure> {
     let mut ptr = std::ptr::null_mut();
     let reason = message(|err, size| ptr = f(err, size));
     std::ptr::NonNull::new(ptr).ok_or(Failure { out_of_memory: false, reason })

@@ -48,7 +48,9 @@ impl Graph {
     pub fn backward_expand(&mut self, accs: &[(&Tensor, &Tensor)]) -> Result<()> {
         let nodes = self.nodes();
         let flagged = |flag: u32| nodes.iter().any(|n| n.get().flags & flag as i32 != 0);
-        for (flag, what) in [(sys::GGML_TENSOR_FLAG_PARAM, "a parameter"), (sys::GGML_TENSOR_FLAG_LOSS, "a loss")] {
+        for (flag, what) in
+            [(sys::GGML_TENSOR_FLAG_PARAM, "a parameter"), (sys::GGML_TENSOR_FLAG_LOSS, "a loss")]
+        {
             if !flagged(flag as u32) {
                 return Err(Error::Graph { expected: what });
             }

@@ -38,7 +38,12 @@ pub(super) fn can_repeat(b: &Tensor, a: &Tensor) -> bool {
 }
 
 /// The check behind most operations: `ok`, or an error that shows what was expected beside what `t` is.
-pub(super) fn expect(ok: bool, t: &Tensor, op: &'static str, expected: impl FnOnce() -> String) -> Result<()> {
+pub(super) fn expect(
+    ok: bool,
+    t: &Tensor,
+    op: &'static str,
+    expected: impl FnOnce() -> String,
+) -> Result<()> {
     if ok {
         Ok(())
     } else {
@@ -120,7 +125,13 @@ impl Context {
 
     /// Rotary position embedding of a `[n_embd_head, n_head, n_tokens]` at `pos` i32 `[n_tokens]`; `freq_factors`
     /// f32 `[n_dims / 2]` or none.
-    pub fn rope_ext(&self, a: &Tensor, pos: &Tensor, freq_factors: Option<&Tensor>, rope: &Rope) -> Result<Tensor> {
+    pub fn rope_ext(
+        &self,
+        a: &Tensor,
+        pos: &Tensor,
+        freq_factors: Option<&Tensor>,
+        rope: &Rope,
+    ) -> Result<Tensor> {
         expect(a.ne()[2] == pos.ne()[0] && a.ne()[3] == 1, a, "rope_ext", || {
             format!("[n_embd_head, n_head, {}]", pos.ne()[0])
         })?;
@@ -129,9 +140,12 @@ impl Context {
             format!("heads of at least {} values, an even number", rope.n_dims)
         })?;
         if let Some(f) = freq_factors {
-            expect(f.dtype() == Dtype::F32 && f.ne()[0] >= i64::from(rope.n_dims / 2), f, "rope_ext", || {
-                format!("f32[{}]", rope.n_dims / 2)
-            })?;
+            expect(
+                f.dtype() == Dtype::F32 && f.ne()[0] >= i64::from(rope.n_dims / 2),
+                f,
+                "rope_ext",
+                || format!("f32[{}]", rope.n_dims / 2),
+            )?;
         }
         let mode = match rope.kind {
             RopeKind::Norm => 0,
@@ -187,7 +201,9 @@ impl Context {
         expect(src.dtype() == Dtype::F32 && ns[0] == nd[0] && ns[2..] == nd[2..], src, "set_rows", || {
             format!("f32[{}, m]", nd[0])
         })?;
-        expect(ids.dtype() == Dtype::I32 && ids.ne() == [ns[1], 1, 1, 1], ids, "set_rows", || format!("i32[{}]", ns[1]))?;
+        expect(ids.dtype() == Dtype::I32 && ids.ne() == [ns[1], 1, 1, 1], ids, "set_rows", || {
+            format!("i32[{}]", ns[1])
+        })?;
         expect(dst.is_contiguous() && src.is_contiguous(), src, "set_rows", || "contiguous tensors".into())?;
         // SAFETY: shapes and types were checked.
         self.op(1, &[dst, src, ids], |c| unsafe { sys::ggml_set_rows(c, dst.raw(), src.raw(), ids.raw()) })
@@ -196,7 +212,9 @@ impl Context {
     /// The same elements in another shape of 1 to 4 dimensions. `a` is contiguous.
     pub fn reshape(&self, a: &Tensor, ne: &[i64]) -> Result<Tensor> {
         let ok = !ne.is_empty() && ne.len() <= 4 && ne.iter().product::<i64>() as usize == a.n_elements();
-        expect(ok && a.is_contiguous(), a, "reshape", || format!("{} contiguous elements", ne.iter().product::<i64>()))?;
+        expect(ok && a.is_contiguous(), a, "reshape", || {
+            format!("{} contiguous elements", ne.iter().product::<i64>())
+        })?;
         let n = |i: usize| ne.get(i).copied().unwrap_or(1);
         // SAFETY: the number of elements and contiguity were checked.
         self.op(1, &[a], |c| unsafe {
@@ -223,7 +241,9 @@ impl Context {
     pub fn permute(&self, a: &Tensor, axes: [i32; 4]) -> Result<Tensor> {
         let mut seen = axes;
         seen.sort_unstable();
-        expect(seen == [0, 1, 2, 3], a, "permute", || format!("a permutation of 0..4 for axes, found {axes:?}"))?;
+        expect(seen == [0, 1, 2, 3], a, "permute", || {
+            format!("a permutation of 0..4 for axes, found {axes:?}")
+        })?;
         // SAFETY: the axes were checked.
         self.op(1, &[a], |c| unsafe { sys::ggml_permute(c, a.raw(), axes[0], axes[1], axes[2], axes[3]) })
     }
@@ -250,7 +270,9 @@ impl Context {
 
     /// Copies `a` over `dst`, which has as many elements; the result is `dst`.
     pub fn cpy(&self, a: &Tensor, dst: &Tensor) -> Result<Tensor> {
-        expect(a.n_elements() == dst.n_elements(), a, "cpy", || format!("as many elements as {}", dst.describe()))?;
+        expect(a.n_elements() == dst.n_elements(), a, "cpy", || {
+            format!("as many elements as {}", dst.describe())
+        })?;
         // SAFETY: the number of elements was checked.
         self.op(1, &[a, dst], |c| unsafe { sys::ggml_cpy(c, a.raw(), dst.raw()) })
     }

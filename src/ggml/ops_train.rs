@@ -11,7 +11,9 @@ impl Context {
     pub fn out_prod(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
         let (na, nb) = (a.ne(), b.ne());
         let ok = nb[1] == na[1] && nb[2] % na[2] == 0 && nb[3] % na[3] == 0;
-        expect(ok, b, "out_prod", || format!("[m, {}, i*{}, j*{}] to go with `{}`", na[1], na[2], na[3], a.name()))?;
+        expect(ok, b, "out_prod", || {
+            format!("[m, {}, i*{}, j*{}] to go with `{}`", na[1], na[2], na[3], a.name())
+        })?;
         expect(b.dtype() == Dtype::F32, b, "out_prod", || "f32".into())?;
         // SAFETY: shapes and types were checked.
         self.op(1, &[a, b], |c| unsafe { sys::ggml_out_prod(c, a.raw(), b.raw()) })
@@ -46,9 +48,12 @@ impl Context {
     ) -> Result<Tensor> {
         check_labels(logits, labels, "cross_entropy_loss_labels_back")?;
         let n = grad.n_elements() as i64;
-        expect(grad.dtype() == Dtype::F32 && (n == 1 || n == labels.ne()[0]), grad, "cross_entropy_loss_back", || {
-            format!("f32[1] or f32[{}]", labels.ne()[0])
-        })?;
+        expect(
+            grad.dtype() == Dtype::F32 && (n == 1 || n == labels.ne()[0]),
+            grad,
+            "cross_entropy_loss_back",
+            || format!("f32[1] or f32[{}]", labels.ne()[0]),
+        )?;
         // SAFETY: shapes and types were checked.
         self.op(1, &[grad, logits, labels], |c| unsafe {
             sys::ggml_cross_entropy_loss_labels_back(c, grad.raw(), logits.raw(), labels.raw(), scale)
@@ -69,7 +74,12 @@ impl Context {
             let ok = t.dtype() == Dtype::F32 && t.ne() == a.ne() && t.is_contiguous();
             expect(ok, t, "opt_step_adamw", || format!("contiguous {}", a.describe()))?;
         }
-        expect(params.dtype() == Dtype::F32 && params.ne() == [7, 1, 1, 1], params, "opt_step_adamw", || "f32[7]".into())?;
+        expect(
+            params.dtype() == Dtype::F32 && params.ne() == [7, 1, 1, 1],
+            params,
+            "opt_step_adamw",
+            || "f32[7]".into(),
+        )?;
         a.set_param()?;
         // SAFETY: shapes, types and the parameter flag were checked or set.
         self.op(1, &[a, grad, m, v, params], |c| unsafe {
@@ -81,5 +91,7 @@ impl Context {
 fn check_labels(logits: &Tensor, labels: &Tensor, op: &'static str) -> Result<()> {
     let n_rows = logits.n_rows();
     expect(logits.dtype() == Dtype::F32 && logits.is_contiguous(), logits, op, || "contiguous f32".into())?;
-    expect(labels.dtype() == Dtype::I32 && labels.ne() == [n_rows, 1, 1, 1], labels, op, || format!("i32[{n_rows}]"))
+    expect(labels.dtype() == Dtype::I32 && labels.ne() == [n_rows, 1, 1, 1], labels, op, || {
+        format!("i32[{n_rows}]")
+    })
 }

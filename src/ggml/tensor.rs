@@ -204,7 +204,11 @@ impl Tensor {
             return Err(self.shape_error(op, "data on a device", "no data"));
         }
         if offset.checked_add(len).is_none_or(|end| end > self.nbytes()) {
-            return Err(self.shape_error(op, &format!("at most {} bytes", self.nbytes()), &format!("{offset}+{len}")));
+            return Err(self.shape_error(
+                op,
+                &format!("at most {} bytes", self.nbytes()),
+                &format!("{offset}+{len}"),
+            ));
         }
         Ok(())
     }
@@ -222,7 +226,11 @@ impl Tensor {
         flat.check_range("place_in", offset, self.nbytes())?;
         let (t, f) = (self.get(), flat.get());
         if !t.data.is_null() || f.buffer.is_null() {
-            return Err(self.shape_error("place_in", "a tensor without data, over one with a buffer", &flat.describe()));
+            return Err(self.shape_error(
+                "place_in",
+                "a tensor without data, over one with a buffer",
+                &flat.describe(),
+            ));
         }
         // SAFETY: a live buffer.
         let align = unsafe { sys::ggml_backend_buffer_get_alignment(f.buffer) };
@@ -237,7 +245,11 @@ impl Tensor {
         };
         match status {
             sys::GGML_STATUS_SUCCESS => Ok(()),
-            _ => Err(Error::Copy { tensor: self.name(), op: "place_in", reason: "the buffer refused it".into() }),
+            _ => Err(Error::Copy {
+                tensor: self.name(),
+                op: "place_in",
+                reason: "the buffer refused it".into(),
+            }),
         }
     }
 

@@ -218,9 +218,9 @@ impl Context {
         let raw = self.raw.as_ptr();
         // Stays as it is if the call throws.
         let mut code = i32::MIN;
-        // SAFETY: `check` has made sure of what libllama asserts: no more tokens than n_batch, all of them in the
-        // vocabulary, sequences and positions in order. The batch's pointers live through the call.
         let (status, reason) = guarded(|err, err_size| {
+            // SAFETY: `check` has made sure of what libllama asserts: no more tokens than n_batch, all of them in the
+            // vocabulary, sequences and positions in order. The batch's pointers live through the call.
             batch.with_raw(|batch| unsafe { sys::qvac_llama_decode(raw, batch, &mut code, err, err_size) })
         });
         if status == sys::QVAC_STATUS_OK {

@@ -70,7 +70,7 @@ impl Mark {
         let since = || lines.kept.iter().filter(|(number, ..)| *number >= self.0);
         since()
             .find(|(_, level, _)| *level == Level::Error)
-            .or_else(|| since().last())
+            .or_else(|| since().next_back())
             .map(|(.., text)| strip_function(text).to_owned())
             .unwrap_or_else(|| "it gave no reason".into())
     }

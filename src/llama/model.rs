@@ -25,11 +25,15 @@ pub struct ModelParams {
     pub vocab_only: bool,
     /// Maps the file instead of reading it into memory.
     pub use_mmap: bool,
+    /// Lets the CPU backend rearrange weights for faster kernels, AMX's among them. Off by default: the plain kernels
+    /// are the ones that training runs, so both see the same numbers, and AMX's end the process with SIGILL on virtual
+    /// machines that report the unit but do not carry its state (seen on Firecracker).
+    pub repack: bool,
 }
 
 impl Default for ModelParams {
     fn default() -> Self {
-        Self { device: None, n_gpu_layers: None, vocab_only: false, use_mmap: true }
+        Self { device: None, n_gpu_layers: None, vocab_only: false, use_mmap: true, repack: false }
     }
 }
 
@@ -102,6 +106,7 @@ impl Model {
         raw_params.load_mode =
             if params.use_mmap { sys::LLAMA_LOAD_MODE_MMAP } else { sys::LLAMA_LOAD_MODE_NONE };
         raw_params.vocab_only = params.vocab_only;
+        raw_params.use_extra_bufts = params.repack;
         // Without a callback libllama prints dots through its log.
         raw_params.progress_callback = Some(go_on);
 

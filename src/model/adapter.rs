@@ -151,7 +151,7 @@ impl AdapterFile {
         let mut stream = w.create(path)?;
         let limit = if dtype == Dtype::F16 { f32::from(half::f16::MAX) } else { f32::MAX };
         for (tensor, half, matrix) in matrices() {
-            if let Some(value) = matrix.data.iter().find(|v| !(v.abs() <= limit)) {
+            if let Some(value) = matrix.data.iter().find(|v| !v.is_finite() || v.abs() > limit) {
                 let tensor = format!("{tensor}.{half}");
                 return Err(Error::AdapterValue {
                     path: path.into(),
@@ -362,7 +362,8 @@ mod tests {
         };
         let keep: &dyn Fn(&mut GgufWriter) = &|_| ();
         let good = [("w.lora_a", [8, 2]), ("w.lora_b", [2, 4])];
-        let cases: [(&dyn Fn(&mut GgufWriter), &[(&str, [i64; 2])], &str); 8] = [
+        type Case<'a> = (&'a dyn Fn(&mut GgufWriter), &'a [(&'a str, [i64; 2])], &'a str);
+        let cases: [Case; 8] = [
             (&|w| _ = w.set("general.type", "model"), &good, "key `general.type` is model"),
             (&|w| _ = w.remove("adapter.type"), &good, "key `adapter.type` is missing"),
             (&|w| _ = w.remove("adapter.lora.alpha"), &good, "no key `adapter.lora.alpha`"),

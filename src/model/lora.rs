@@ -34,7 +34,8 @@ impl LoraConfig {
     /// The configuration of an adapter file: its rank, its alpha, and every kind of layer that it adapts somewhere.
     pub fn of_file(file: &AdapterFile) -> Result<Self> {
         let rank = file.rank().ok_or_else(|| Error::AdapterMixedRanks { path: file.path.clone() })?;
-        let adapts = |t: &Target| file.pairs.iter().any(|p| p.tensor.ends_with(&format!(".{}.weight", t.name())));
+        let adapts =
+            |t: &Target| file.pairs.iter().any(|p| p.tensor.ends_with(&format!(".{}.weight", t.name())));
         // Upstream takes alpha 0 for a scale of 1.
         let alpha = if file.alpha == 0.0 { rank as f32 } else { file.alpha };
         Ok(Self { rank, alpha, targets: Target::ALL.into_iter().filter(adapts).collect() })
@@ -107,7 +108,12 @@ impl Lora {
             false => None,
         };
         let device_bytes = backend.alloc(&ctx, "the adapter")?;
-        let all = [Some(&params), training.as_ref().map(|t| &t.grad), training.as_ref().map(|t| &t.m), training.as_ref().map(|t| &t.v)];
+        let all = [
+            Some(&params),
+            training.as_ref().map(|t| &t.grad),
+            training.as_ref().map(|t| &t.m),
+            training.as_ref().map(|t| &t.v),
+        ];
         for t in all.into_iter().flatten() {
             t.zero()?;
         }
@@ -201,7 +207,12 @@ fn layout(config: &LoraConfig, weights: &Weights) -> Result<Vec<Slot>> {
         for target in Target::ALL.into_iter().filter(|t| config.targets.contains(t)) {
             let [n_in, n_out, ..] = w.linear(target).weight.ne();
             if rank < 1 || rank > n_in.min(n_out) {
-                return Err(Error::Rank { rank: config.rank, tensor: target.tensor_name(layer), n_in, n_out });
+                return Err(Error::Rank {
+                    rank: config.rank,
+                    tensor: target.tensor_name(layer),
+                    n_in,
+                    n_out,
+                });
             }
             for (is_b, ne) in [(false, [n_in, rank]), (true, [rank, n_out])] {
                 let slot = Slot { layer, target, is_b, ne, offset };

@@ -11,6 +11,19 @@ pub struct Architecture {
     pub block: BlockSpec,
 }
 
+impl Architecture {
+    /// Whether a layer's `scale` multiplies the adapter's part too: `scale * (W x + B A x)` instead of
+    /// `scale * W x + B A x`. Upstream's `build_ffn` scales after `build_lora_mm`, its attention and `bitnet`'s own
+    /// `ffn_down` inside of it; an adapter must mean the same here and there.
+    pub fn scale_covers_adapter(&self, target: Target) -> bool {
+        match target {
+            Target::FfnGate | Target::FfnUp => true,
+            Target::FfnDown => !self.block.ffn_sub_norm,
+            Target::AttnQ | Target::AttnK | Target::AttnV | Target::AttnOutput => false,
+        }
+    }
+}
+
 /// What varies between blocks of the Llama kind: pre-norm attention with rotary embedding and grouped queries,
 /// then a SiLU-gated feed-forward network. A linear layer's `scale` and `bias` are used where the file has them.
 #[derive(Debug)]

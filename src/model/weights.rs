@@ -113,7 +113,11 @@ impl Weights {
             let norm = |what: &str| format!("blk.{il}.{what}.weight");
             layers.push(Layer {
                 attn_norm: loader.vector(&norm("attn_norm"), n_embd)?,
-                attn_sub_norm: loader.vector_if(arch.block.attn_sub_norm, &norm("attn_sub_norm"), n_embd_q)?,
+                attn_sub_norm: loader.vector_if(
+                    arch.block.attn_sub_norm,
+                    &norm("attn_sub_norm"),
+                    n_embd_q,
+                )?,
                 ffn_norm: loader.vector(&norm("ffn_norm"), n_embd)?,
                 ffn_sub_norm: loader.vector_if(arch.block.ffn_sub_norm, &norm("ffn_sub_norm"), n_ff)?,
                 linear,
@@ -177,11 +181,19 @@ impl Loader<'_> {
 
     fn tensor(&mut self, name: &str, ne: &[i64]) -> Result<Tensor> {
         let path = || self.file.path().into();
-        let info = self.file.tensor(name).ok_or_else(|| Error::MissingTensor { path: path(), tensor: name.into() })?;
+        let info = self
+            .file
+            .tensor(name)
+            .ok_or_else(|| Error::MissingTensor { path: path(), tensor: name.into() })?;
         let fits = (0..info.ne.len()).all(|d| info.ne[d] as i64 == ne.get(d).copied().unwrap_or(1));
         if !fits {
             let found = info.ne[..info.n_dims.max(1)].iter().map(|&n| n as i64).collect();
-            return Err(Error::TensorShape { path: path(), tensor: name.into(), expected: ne.to_vec(), found });
+            return Err(Error::TensorShape {
+                path: path(),
+                tensor: name.into(),
+                expected: ne.to_vec(),
+                found,
+            });
         }
         let tensor = self.ctx.new_tensor(name, info.dtype, ne)?;
         self.found.push((name.into(), tensor.clone()));
@@ -192,7 +204,10 @@ impl Loader<'_> {
     fn refuse_unused(&self) -> Result<()> {
         for info in self.file.tensors() {
             if !self.found.iter().any(|(name, _)| *name == info.name) {
-                return Err(Error::UnknownTensor { path: self.file.path().into(), tensor: info.name.clone() });
+                return Err(Error::UnknownTensor {
+                    path: self.file.path().into(),
+                    tensor: info.name.clone(),
+                });
             }
         }
         Ok(())

@@ -130,13 +130,15 @@ pub fn write(config: &Config, path: &Path, progress: &mut dyn FnMut(u64, u64)) -
     let total = writer.data_size();
     let mut stream = writer.create(path)?;
     let mut done = 0;
-    for (index, plan) in plans.iter().enumerate() {
+    // Random tensors are numbered among themselves: with and without scales of their own they hold the same values.
+    let mut stream_number = 0u64;
+    for plan in &plans {
         let rows_per_chunk = (CHUNK / plan.n_per_row()).max(1);
         let n_chunks = plan.n_rows().div_ceil(rows_per_chunk);
         let make = |chunk: usize| -> Result<Vec<u8>> {
             let rows = rows_per_chunk.min(plan.n_rows() - chunk * rows_per_chunk);
             let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
-            rng.set_stream((index as u64) << 32 | chunk as u64);
+            rng.set_stream(stream_number << 32 | chunk as u64);
             rows_of(plan, rows, &mut rng)
         };
         parallel::in_order(n_chunks, config.threads, make, |bytes| {
@@ -145,6 +147,7 @@ pub fn write(config: &Config, path: &Path, progress: &mut dyn FnMut(u64, u64)) -
             progress(done, total);
             Ok(())
         })?;
+        stream_number += u64::from(plan.values.is_random());
     }
     let bytes = stream.finish()?;
     Ok(Summary { n_params, bytes })

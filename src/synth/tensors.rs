@@ -108,6 +108,11 @@ fn norm(mean: f32) -> Values {
 }
 
 impl Values {
+    /// Whether random numbers go into it.
+    pub(super) fn is_random(self) -> bool {
+        !matches!(self, Self::Constant(_))
+    }
+
     /// Fills `out`. Integers and correctly rounded operations only, so that every machine makes the same values.
     pub(super) fn fill(self, out: &mut [f32], rng: &mut ChaCha8Rng) {
         match self {

@@ -59,7 +59,8 @@ impl Checkpoint {
     pub fn restore(&self, lora: &Lora, path: &Path) -> Result<()> {
         let training = lora.training.as_ref().ok_or(Error::NotTraining)?;
         if self.params.len() != lora.params.n_elements() {
-            let reason = format!("expected {} parameters, found {}", lora.params.n_elements(), self.params.len());
+            let reason =
+                format!("expected {} parameters, found {}", lora.params.n_elements(), self.params.len());
             return Err(Error::Damaged { path: path.into(), reason });
         }
         lora.params.upload(&self.params)?;
@@ -71,7 +72,8 @@ impl Checkpoint {
     pub fn save(&self, run: &Path) -> Result<PathBuf> {
         let parent = run.join("checkpoints");
         fs::create_dir_all(&parent).map_err(io("create", &parent))?;
-        let temporary = tempfile::Builder::new().prefix(".step-").tempdir_in(&parent).map_err(io("create", &parent))?;
+        let temporary =
+            tempfile::Builder::new().prefix(".step-").tempdir_in(&parent).map_err(io("create", &parent))?;
         let write = |name: &str, bytes: &[u8]| -> Result<()> {
             let path = temporary.path().join(name);
             fs::write(&path, bytes).map_err(io("write", &path))?;
@@ -96,8 +98,10 @@ impl Checkpoint {
 
     fn serialize(&self) -> Vec<u8> {
         let parts = [("params", &self.params), ("m", &self.m), ("v", &self.v)];
-        let bytes: Vec<(&str, Vec<u8>)> =
-            parts.iter().map(|(name, data)| (*name, data.iter().flat_map(|f| f.to_le_bytes()).collect())).collect();
+        let bytes: Vec<(&str, Vec<u8>)> = parts
+            .iter()
+            .map(|(name, data)| (*name, data.iter().flat_map(|f| f.to_le_bytes()).collect()))
+            .collect();
         let views: BTreeMap<_, _> = bytes
             .iter()
             .map(|(name, b)| {

@@ -41,6 +41,8 @@ pub struct RunConfig {
     pub pack: PackMode,
     pub loss_on: LossOn,
     pub chat_template: Option<String>,
+    /// What a template that writes the date was told, in seconds since 1970.
+    pub template_time: i64,
     pub how: How,
 }
 
@@ -66,7 +68,11 @@ impl RunConfig {
     /// Reads `config.json` from a run's folder.
     pub fn load(run: &Path) -> Result<Self> {
         let path = run.join(FILE);
-        let text = std::fs::read(&path).map_err(|source| Error::Io { action: "read", path: path.clone(), source })?;
+        let text = std::fs::read(&path).map_err(|source| Error::Io {
+            action: "read",
+            path: path.clone(),
+            source,
+        })?;
         serde_json::from_slice(&text).map_err(|e| Error::Damaged { path, reason: e.to_string() })
     }
 

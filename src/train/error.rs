@@ -57,7 +57,9 @@ impl Hint for Error {
             Self::Ggml(e) => return e.hint(),
             Self::Model(e) => return e.hint(),
             Self::Data(e) => return e.hint(),
-            Self::NonFinite { .. } => "look at the records named, or lower `--lr`; the last checkpoint is kept".into(),
+            Self::NonFinite { .. } => {
+                "look at the records named, or lower `--lr`; the last checkpoint is kept".into()
+            }
             Self::NothingTrained { .. } => "pass `--loss-on all`, or drop the records".into(),
             Self::OtherRun { .. } => "give the run's own settings, or choose another `--out`".into(),
             Self::RunExists { .. } => "pass `--resume` to go on with it, or choose another `--out`".into(),

@@ -44,7 +44,11 @@ impl Evaluation {
 }
 
 /// Evaluates `data`; `progress` is told the rows done and in all.
-pub fn evaluate(engine: &Engine, data: &Dataset, progress: &mut dyn FnMut(usize, usize)) -> Result<Evaluation> {
+pub fn evaluate(
+    engine: &Engine,
+    data: &Dataset,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Evaluation> {
     let seq_len = engine.config().seq_len;
     let rows = ordered_rows(&data.samples, seq_len, PackMode::Pack)?;
     let by_first_token = data.label_tasks.iter().all(first_tokens_differ);
@@ -72,7 +76,8 @@ pub fn evaluate(engine: &Engine, data: &Dataset, progress: &mut dyn FnMut(usize,
         n_tokens += n;
         let mut scores = losses[n..].iter();
         for task in scored {
-            let scores: Vec<f64> = scores.by_ref().take(task.candidates.len()).map(|&l| f64::from(l)).collect();
+            let scores: Vec<f64> =
+                scores.by_ref().take(task.candidates.len()).map(|&l| f64::from(l)).collect();
             right += usize::from(likeliest(&scores) == task.truth);
         }
         done += rows.len();
@@ -117,7 +122,8 @@ fn losses_of<'d>(
     for (r, row) in rows.iter().enumerate() {
         for (segment, &sample) in row.samples.iter().enumerate() {
             let Some(task) = tasks[sample] else { continue };
-            let first = row.segments.iter().position(|&s| s == segment as i32).expect("a row's sample lies in it");
+            let first =
+                row.segments.iter().position(|&s| s == segment as i32).expect("a row's sample lies in it");
             let at = (r * config.seq_len + first + task.position) as u32;
             targets.extend(task.candidates.iter().map(|(_, tokens)| Target { at, label: tokens[0] }));
             scored.push(task);

@@ -79,7 +79,6 @@ impl Head<Graph> {
 }
 
 impl Head {
-
     /// The loss of every target. Their hidden states have been computed.
     pub fn losses(&self, exec: &Executor, targets: &[Target]) -> Result<Vec<f32>> {
         self.run(exec, &self.forward, targets)

@@ -55,7 +55,9 @@ impl Metrics {
             Ok(file) => {
                 for line in BufReader::new(file).lines() {
                     let line = line.map_err(io("read"))?;
-                    let at = serde_json::from_str::<serde_json::Value>(&line).ok().and_then(|v| v["step"].as_u64());
+                    let at = serde_json::from_str::<serde_json::Value>(&line)
+                        .ok()
+                        .and_then(|v| v["step"].as_u64());
                     // A line that a kill cut short has no step.
                     if at.is_some_and(|at| at <= step) {
                         kept.push_str(&line);

@@ -69,7 +69,8 @@ impl Optimizer {
                 t.place_in(flat, start * size_of::<f32>())?;
                 Ok(t)
             };
-            let (p, g, m, v) = (part(&lora.params)?, part(&training.grad)?, part(&training.m)?, part(&training.v)?);
+            let (p, g, m, v) =
+                (part(&lora.params)?, part(&training.grad)?, part(&training.m)?, part(&training.v)?);
 
             let cols = crate::model::FLAT_ALIGN as i64;
             let rows = ctx.reshape(&ctx.sqr(&g)?, &[cols, len as i64 / cols])?;
@@ -104,7 +105,15 @@ impl Optimizer {
         }
         let t = (step + 1) as i32;
         let correction = |beta: f32| (1.0 / (1.0 - f64::from(beta).powi(t))) as f32;
-        self.params.upload(&[lr as f32, beta1, beta2, eps, weight_decay, correction(beta1), correction(beta2)])?;
+        self.params.upload(&[
+            lr as f32,
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+            correction(beta1),
+            correction(beta2),
+        ])?;
         exec.compute(&self.update)?;
         Ok(())
     }

@@ -84,7 +84,8 @@ impl Engine {
         let builder = Builder::new(&net, &inputs, &hidden, dhidden.as_ref(), &backend)?;
         let embed = builder.embed()?;
         let recompute = config.training.as_ref().map(|(r, _)| *r);
-        let blocks = (0..net.hp.n_layer).map(|il| builder.block(il, recompute)).collect::<Result<Vec<_>>>()?;
+        let blocks =
+            (0..net.hp.n_layer).map(|il| builder.block(il, recompute)).collect::<Result<Vec<_>>>()?;
         let last = &hidden[hidden.len() - 1];
         let head = Head::new(&net, last, dhidden.as_ref(), &exec)?;
         device_bytes += head.device_bytes;
@@ -94,7 +95,8 @@ impl Engine {
             (Some((_, adamw)), Some(lora)) => Some(Optimizer::new(adamw.clone(), lora, &exec)?),
             _ => None,
         };
-        device_bytes += model.weights.device_bytes + lora.as_ref().map_or(0, |l| l.device_bytes) + exec.compute_bytes();
+        device_bytes +=
+            model.weights.device_bytes + lora.as_ref().map_or(0, |l| l.device_bytes) + exec.compute_bytes();
         let Planner { embed, blocks, head } = planned;
         Ok(Self { exec, lora, optimizer, config, inputs, dhidden, embed, blocks, head, device_bytes })
     }
@@ -169,7 +171,11 @@ impl Engine {
 
 /// The tensors that live as long as the engine: inputs, the hidden states at the block boundaries (with one spare row
 /// at the end), and their gradient. An engine that only evaluates needs two boundaries, whatever the depth.
-fn state_tensors(state: &Context, net: &Net, config: &EngineConfig) -> Result<(Inputs, Vec<Tensor>, Option<Tensor>)> {
+fn state_tensors(
+    state: &Context,
+    net: &Net,
+    config: &EngineConfig,
+) -> Result<(Inputs, Vec<Tensor>, Option<Tensor>)> {
     let (seq_len, n_rows) = (config.seq_len as i64, config.n_rows as i64);
     let n_tokens = seq_len * n_rows;
     let inputs = Inputs {
@@ -332,9 +338,10 @@ impl Planner {
             .map(|block| {
                 Ok(match block {
                     Block::Forward(forward) => Block::Forward(shared.place(forward)?),
-                    Block::Recompute { forward, backward } => {
-                        Block::Recompute { forward: shared.place(forward)?, backward: shared.place(backward)? }
-                    }
+                    Block::Recompute { forward, backward } => Block::Recompute {
+                        forward: shared.place(forward)?,
+                        backward: shared.place(backward)?,
+                    },
                     Block::Keep { graph, n_forward } => {
                         let mut own = exec.arena()?;
                         own.reserve(&graph)?;

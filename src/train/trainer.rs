@@ -179,7 +179,11 @@ impl Trainer<'_> {
         let lr = self.config.schedule.lr_at(step);
         let grad_norm = self.engine.apply(step, lr)?;
         if !grad_norm.is_finite() {
-            return Err(Error::NonFinite { step: step + 1, what: "the gradient", records: self.origins(rows) });
+            return Err(Error::NonFinite {
+                step: step + 1,
+                what: "the gradient",
+                records: self.origins(rows),
+            });
         }
         let tokens = rows.iter().map(Row::n_used).sum::<usize>() as u64;
         let seconds = start.elapsed().as_secs_f64();

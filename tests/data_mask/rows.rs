@@ -173,7 +173,9 @@ fn labelled(template: &str, seq_len: usize) -> (Words, Dataset) {
         chat(3, Some("maybe"), &[("user", "It"), ("assistant", "Maybe. So")]),
         chat(4, Some("other"), &[("user", "It"), ("assistant", "Nothing like it")]),
         chat(5, Some("no"), &[("user", "It"), ("assistant", "Nothing like it")]),
-        chat(6, None, &[("user", "It"), ("assistant", "Yes. So")]),
+        // A label's length ends within a character of this answer.
+        chat(6, Some("no"), &[("user", "It"), ("assistant", "日本")]),
+        chat(7, None, &[("user", "It"), ("assistant", "Yes. So")]),
     ];
     let words = Words::new();
     let set =
@@ -189,7 +191,7 @@ fn label_tasks_hold_every_label_as_the_answers_spell_it() {
         assert_eq!((set.stats.scorable, set.label_tasks.len()), (3, 3));
         assert_eq!(
             set.stats.labels.iter().map(|(l, n)| format!("{l} {n}")).collect::<Vec<_>>(),
-            ["maybe 1", "no 2", "other 1", "yes 1"]
+            ["maybe 1", "no 3", "other 1", "yes 1"]
         );
         for (task, truth) in set.label_tasks.iter().zip(["yes", "no", "maybe"]) {
             let names: Vec<_> = task.candidates.iter().map(|(name, _)| name.as_str()).collect();

@@ -177,7 +177,8 @@ fn every_token_of_every_template_and_conversation_is_masked_right() {
 
 #[test]
 fn a_sample_is_the_prompt_of_inference_and_then_the_answer() {
-    for template in ["chatml", "llama3", "gemma", "zephyr", "plain", "raw"] {
+    // `raw` is not here: without anything between two messages, their letters may share a token.
+    for template in ["chatml", "llama3", "gemma", "zephyr", "plain"] {
         let words = Words::new();
         let chat = conversation("multi-turn");
         let set =

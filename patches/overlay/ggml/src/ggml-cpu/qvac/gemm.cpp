@@ -126,8 +126,8 @@ void pack_b(const gemm_b & b, int64_t k0, int64_t kc, int64_t n0, int64_t nc, fl
         }
         return;
     }
-    // Eight rows at a time, so that a line of dst is written in pieces of eight floats and not of one.
-    constexpr int64_t step = 8;
+    constexpr int64_t step = 4;
+    static_assert(gemm_nr % step == 0, "whole groups of rows");
     for (int64_t j0 = 0; j0 < nc_pad; j0 += step) {
         float         rows[step][kc_max];
         const float * src[step];
@@ -139,10 +139,14 @@ void pack_b(const gemm_b & b, int64_t k0, int64_t kc, int64_t n0, int64_t nc, fl
                 src[j] = rows[j];
             }
         }
-        for (int64_t k = 0; k < kc; ++k) {
-            float * out = dst + k * ldb + j0;
+        float * out = dst + j0;
+        int64_t k   = 0;
+        for (; k + 4 <= kc; k += 4) {
+            transpose4(src, k, out + k * ldb, ldb);
+        }
+        for (; k < kc; ++k) {
             for (int64_t j = 0; j < step; ++j) {
-                out[j] = src[j][k];
+                out[k * ldb + j] = src[j][k];
             }
         }
     }

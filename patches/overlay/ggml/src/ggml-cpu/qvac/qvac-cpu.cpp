@@ -10,7 +10,7 @@ bool qvac_cpu_compute_forward(const ggml_compute_params * params, ggml_tensor * 
         case GGML_OP_OUT_PROD:
             return qvac::out_prod(params, dst);
         case GGML_OP_MUL_MAT:
-            return qvac::ternary_mul_mat(params, dst);
+            return qvac::ternary_mul_mat(params, dst) || qvac::mul_mat(params, dst);
         default:
             return false;
     }
@@ -21,7 +21,7 @@ size_t qvac_cpu_work_size(int n_tasks, const ggml_tensor * dst) {
         case GGML_OP_OUT_PROD:
             return qvac::out_prod_work_size(n_tasks, dst);
         case GGML_OP_MUL_MAT:
-            return qvac::ternary_mul_mat_work_size(n_tasks, dst);
+            return qvac::ternary_mul_mat_work_size(n_tasks, dst) + qvac::mul_mat_work_size(n_tasks, dst);
         default:
             return 0;
     }

@@ -8,7 +8,9 @@
 
 #pragma once
 
-#if defined(__AVX512F__) || (defined(__AVX2__) && (defined(__FMA__) || defined(_MSC_VER)))
+#include <cstdint>
+
+#if defined(__SSE2__) || defined(_M_X64)
 #include <immintrin.h>
 #elif defined(__ARM_NEON) && defined(__aarch64__)
 #include <arm_neon.h>
@@ -94,6 +96,27 @@ static inline vf vf_fma(vf a, vf b, vf c) {
 }
 
 #endif
+
+// dst[j * ld + i] = src[i][j], 4 x 4
+static inline void transpose4(const float * const * src, int64_t at, float * dst, int64_t ld) {
+#if defined(__SSE2__) || defined(_M_X64)
+    __m128 r0 = _mm_loadu_ps(src[0] + at);
+    __m128 r1 = _mm_loadu_ps(src[1] + at);
+    __m128 r2 = _mm_loadu_ps(src[2] + at);
+    __m128 r3 = _mm_loadu_ps(src[3] + at);
+    _MM_TRANSPOSE4_PS(r0, r1, r2, r3);
+    _mm_storeu_ps(dst, r0);
+    _mm_storeu_ps(dst + ld, r1);
+    _mm_storeu_ps(dst + 2 * ld, r2);
+    _mm_storeu_ps(dst + 3 * ld, r3);
+#else
+    for (int j = 0; j < 4; ++j) {
+        for (int i = 0; i < 4; ++i) {
+            dst[j * ld + i] = src[i][at + j];
+        }
+    }
+#endif
+}
 
 static constexpr int gemm_nr = gemm_nv * vf_lanes;  // columns of one register tile
 

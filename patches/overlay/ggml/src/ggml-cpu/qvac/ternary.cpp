@@ -1,7 +1,6 @@
 // MUL_MAT with a TQ1_0 or TQ2_0 src0 on the CPU, by the forward formula of ternary.h.
 //
-// First all threads quantize the tokens and scan the scales (one pass over the weights, which the products then find in
-// cache); after one barrier, units of rows are handed out.
+// First all threads quantize the tokens and scan the scales; after a barrier, units of rows are handed out.
 
 #include "ternary.h"
 
@@ -104,43 +103,71 @@ void quantize(const task & t, int64_t token, char * slot) {
     }
 }
 
-// Few tokens: rows [r0, r1) one after another.
-void run_vec(const task & t, int64_t r0, int64_t r1) {
-    const layout &  l        = t.l;
-    const int       n_tokens = (int) l.n_tokens;
-    const int8_t *  q        = t.at<int8_t>(l.q);
-    const float *   scale    = t.at<float>(l.scale);
-    const int32_t * sums     = t.at<int32_t>(l.sums);
-    const char *    end      = t.row(t.w->ne[1]);
+struct vec_operands {
+    int             n_tokens;
+    const int8_t *  q;
+    const float *   scale;
+    const int32_t * sums;
+    const char *    end;
     float *         out[vec_tokens];
-    float           factor[vec_tokens];
-    for (int i = 0; i < n_tokens; ++i) {
-        out[i]    = t.out(i);
-        factor[i] = scale[i] * tq_value(t.scales);
+};
+
+vec_operands vec_of(const task & t) {
+    vec_operands v = { (int) t.l.n_tokens, t.at<int8_t>(t.l.q), t.at<float>(t.l.scale), t.at<int32_t>(t.l.sums),
+                       t.row(t.w->ne[1]), {} };
+    for (int i = 0; i < v.n_tokens; ++i) {
+        v.out[i] = t.out(i);
     }
-    for (int64_t r = r0; r < r1; ++r) {
-        int32_t s[vec_tokens];
-        if (t.scales.kind != tq_scale::mixed) {
-            tq_vec_dot(t.w->type, t.row(r), 0, t.w->ne[0], end, n_tokens, q, l.arranged_stride, sums, s);
-            for (int i = 0; i < n_tokens; ++i) {
-                out[i][r] = (float) s[i] * factor[i];
-            }
-            continue;
+    return v;
+}
+
+// Few tokens, rows [r0, r1), as if the tensor had one scale. Returns what the scales were: where the tensor's turn out to
+// be mixed, the outputs are computed again. Weights are read from memory once this way.
+tq_scales run_vec(const task & t, int64_t r0, int64_t r1) {
+    constexpr int64_t  step = 16;  // rows whose scales are read at once, shortly before their weights
+    const vec_operands v    = vec_of(t);
+    tq_scales          all  = { tq_scale::none, 0 };
+    for (int64_t r = r0; r < r1; r += step) {
+        const int64_t   end  = std::min(r + step, r1);
+        const tq_scales rows = tq_scan(t.w, r, end);
+        all                  = tq_merge(all, rows);
+        if (all.kind == tq_scale::mixed) {
+            break;
         }
-        float y[vec_tokens] = {};
-        for (int64_t b = 0; b < l.n_blocks; ++b) {
-            int32_t base[vec_tokens];
-            for (int i = 0; i < n_tokens; ++i) {
-                base[i] = t.at<int32_t>(l.block_sums)[i * l.n_blocks + b];
+        float       factor[vec_tokens];
+        const float d = tq_value(rows);
+        for (int i = 0; i < v.n_tokens; ++i) {
+            factor[i] = v.scale[i] * d;
+        }
+        for (int64_t k = r; k < end; ++k) {
+            int32_t s[vec_tokens];
+            tq_vec_dot(t.w->type, t.row(k), 0, t.w->ne[0], v.end, v.n_tokens, v.q, t.l.arranged_stride, v.sums, s);
+            for (int i = 0; i < v.n_tokens; ++i) {
+                v.out[i][k] = (float) s[i] * factor[i];
             }
-            tq_vec_dot(t.w->type, t.row(r), b, tq_block, end, n_tokens, q, l.arranged_stride, base, s);
+        }
+    }
+    return all;
+}
+
+void run_vec_mixed(const task & t, int64_t r0, int64_t r1) {
+    const vec_operands v = vec_of(t);
+    for (int64_t r = r0; r < r1; ++r) {
+        float y[vec_tokens] = {};
+        for (int64_t b = 0; b < t.l.n_blocks; ++b) {
+            int32_t base[vec_tokens];
+            int32_t s[vec_tokens];
+            for (int i = 0; i < v.n_tokens; ++i) {
+                base[i] = t.at<int32_t>(t.l.block_sums)[i * t.l.n_blocks + b];
+            }
+            tq_vec_dot(t.w->type, t.row(r), b, tq_block, v.end, v.n_tokens, v.q, t.l.arranged_stride, base, s);
             const float d = tq_block_scale(t.w->type, t.row(r), b);
-            for (int i = 0; i < n_tokens; ++i) {
+            for (int i = 0; i < v.n_tokens; ++i) {
                 y[i] += (float) s[i] * d;
             }
         }
-        for (int i = 0; i < n_tokens; ++i) {
-            out[i][r] = y[i] * scale[i];
+        for (int i = 0; i < v.n_tokens; ++i) {
+            v.out[i][r] = y[i] * v.scale[i];
         }
     }
 }
@@ -236,9 +263,15 @@ bool ternary_mul_mat(const ggml_compute_params * params, ggml_tensor * dst) {
     for (int64_t i = ith; i < t.l.n_tokens; i += nth) {
         quantize(t, i, slot);
     }
-    *t.at<tq_scales>(t.l.scans + ith * line) = tq_scan(t.w, own0, own1);
     if (ith == 0) {
         ggml_threadpool_chunk_set(params->threadpool, nth);
+    }
+    tq_scales & own = *t.at<tq_scales>(t.l.scans + ith * line);
+    if (vec) {
+        ggml_barrier(params->threadpool);
+        own = run_vec(t, own0, own1);
+    } else {
+        own = tq_scan(t.w, own0, own1);
     }
     ggml_barrier(params->threadpool);
 
@@ -246,9 +279,10 @@ bool ternary_mul_mat(const ggml_compute_params * params, ggml_tensor * dst) {
     for (int i = 0; i < nth; ++i) {
         t.scales = tq_merge(t.scales, *t.at<tq_scales>(t.l.scans + i * line));
     }
-
     if (vec) {
-        run_vec(t, own0, own1);
+        if (t.scales.kind == tq_scale::mixed) {
+            run_vec_mixed(t, own0, own1);
+        }
         return true;
     }
     // Small products: several panels to a unit, for taking a unit costs an atomic operation.
