@@ -7,10 +7,14 @@
 
 namespace {
 
-// Upstream's simplest shaders know neither strides nor offsets within a descriptor.
+// Whether a descriptor can begin where the tensor does: some shaders know no offset within it.
+bool aligned(const vk_device & device, const ggml_tensor * t) {
+    return t->view_offs % device->properties.limits.minStorageBufferOffsetAlignment == 0;
+}
+
+// Upstream's simplest shaders know neither strides nor such offsets.
 bool flat(const vk_device & device, const ggml_tensor * t) {
-    const size_t alignment = device->properties.limits.minStorageBufferOffsetAlignment;
-    return ggml_is_contiguous(t) && t->view_offs % alignment == 0;
+    return ggml_is_contiguous(t) && aligned(device, t);
 }
 
 bool all_flat(const vk_device & device, const ggml_tensor * op) {
@@ -35,6 +39,13 @@ bool ggml_vk_qvac_beyond_upstream(const vk_device & device, const ggml_tensor * 
         case GGML_OP_SUM:
             // summed as one row
             return !ggml_is_contiguous(op->src[0]);
+        case GGML_OP_REPEAT_BACK:
+            return !aligned(device, op->src[0]);
+        case GGML_OP_RMS_NORM:
+        case GGML_OP_ROPE_BACK:
+        case GGML_OP_GET_ROWS:
+            // rows are read element by element, without a stride
+            return op->src[0]->nb[0] != ggml_type_size(op->src[0]->type);
         default:
             return false;
     }
