@@ -3,6 +3,8 @@
 // Each test program uses its part of this.
 #![allow(dead_code)]
 
+pub mod real;
+
 use std::path::{Path, PathBuf};
 
 use qvac_ft::ggml::{Dtype, GgufFile, GgufWriter};
