@@ -264,12 +264,6 @@ fn settings() -> Vec<Case> {
             "train --device cpu -m nano.gguf -d chats.jsonl -o out --chat-template nosuch",
             &["`nosuch`", "chatml"],
         ),
-        case(
-            "a model without a template",
-            |_| {},
-            "train --device cpu -m nano.gguf -d chats.jsonl -o out",
-            &["the model has no chat template", "`--chat-template chatml`"],
-        ),
         flags("nothing to go on with", "--device cpu --resume", &["`out` has no checkpoint"]),
         case(
             "a file in place of the folder",
