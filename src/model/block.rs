@@ -83,11 +83,14 @@ impl Net<'_> {
             let bax = ctx.mul_mat(&pair.b, &ax)?; // [n_out, n_tokens]
             y = ctx.add(&y, &bax)?; // [n_out, n_tokens]
         }
-        if let Some(scale) = linear.scale.as_ref().filter(|_| late) {
-            y = ctx.mul(&y, scale)?; // [n_out, n_tokens]
-        }
-        if let Some(bias) = &linear.bias {
-            y = ctx.add(&y, bias)?; // [n_out, n_tokens]
+        let biased = |y: Tensor| match &linear.bias {
+            Some(bias) => ctx.add(&y, bias),
+            None => Ok(y),
+        };
+        // A scale that covers the adapter covers the bias too.
+        match linear.scale.as_ref().filter(|_| late) {
+            Some(scale) => y = ctx.mul(&biased(y)?, scale)?, // [n_out, n_tokens]
+            None => y = biased(y)?,                          // [n_out, n_tokens]
         }
         Ok(y)
     }

@@ -3,6 +3,8 @@
 // Each test program uses its part of this.
 #![allow(dead_code)]
 
+pub mod device;
+pub mod numeric;
 pub mod real;
 
 use std::path::{Path, PathBuf};

@@ -253,12 +253,13 @@ fn rope_of_both_kinds() {
 }
 
 #[test]
-fn mul_mat_of_every_type() {
+fn mul_mat() {
     let (k, n) = (256usize, 40usize);
     let a = noise(21, k * n);
-    for dtype in WEIGHTS {
+    // Upstream's own op: the parity tests hold every type to libllama, and lavapipe takes seconds to compile each.
+    for dtype in [Dtype::F32, Dtype::Q8_0, Dtype::TQ2_0] {
         let a_stored = stored(dtype, k as i64, &a);
-        for m in [1, 9, 77] {
+        for m in [1, 77] {
             let b = noise(22, k * m);
             let dot = |i: usize, j: usize| {
                 (0..k).map(|x| a_stored[i * k + x] * f64::from(b[j * k + x])).sum::<f64>()

@@ -6,10 +6,14 @@
 
 mod backward;
 mod cross_entropy;
+#[path = "../common/device.rs"]
+mod device;
 mod forward;
 mod out_prod;
 
-use qvac_ft::ggml::{Backend, Context, Device, DeviceKind, Dtype, Executor, Graph, Tensor};
+use std::sync::{Mutex, PoisonError};
+
+use qvac_ft::ggml::{Backend, Context, Device, Dtype, Executor, Graph, Tensor};
 
 /// What a case is compared at: every element of `got` within `bound` of `want`.
 pub struct Want {
@@ -33,19 +37,7 @@ impl Want {
 
 /// The devices that every case runs on.
 pub fn devices() -> Vec<Device> {
-    let all = Device::list();
-    let cpu = all.iter().find(|d| d.kind() == DeviceKind::Cpu).expect("the CPU is a device").clone();
-    let vulkan = |kind| all.iter().find(|d| d.kind() == kind && d.name().starts_with("vulkan")).cloned();
-    let vulkan = [DeviceKind::Gpu, DeviceKind::Igpu, DeviceKind::Software].into_iter().find_map(vulkan);
-    let excused = std::env::var_os("QVAC_NO_VULKAN").is_some_and(|v| v == "1");
-    match vulkan {
-        Some(vulkan) => vec![cpu, vulkan],
-        None if excused || cfg!(not(feature = "vulkan")) || cfg!(target_vendor = "apple") => {
-            eprintln!("NOT TESTED ON VULKAN: this machine or build has no Vulkan device");
-            vec![cpu]
-        }
-        None => panic!("no Vulkan device: install lavapipe (`scripts/bootstrap`), or set QVAC_NO_VULKAN=1"),
-    }
+    std::iter::once(device::cpu()).chain(device::vulkan()).collect()
 }
 
 /// Words of pattern before and behind each output. Their bytes are a multiple of any device's buffer alignment.
@@ -145,8 +137,12 @@ impl Bench {
     }
 }
 
+/// ggml-vulkan sets a device up when it is first used, and two threads that do so at once find it half made.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
 /// Runs `make` on every device and holds what it returns to `want`.
 pub fn check(case: &str, want: &Want, make: impl Fn(Bench) -> Vec<f32>) {
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     for device in devices() {
         let got = make(Bench::new(&device));
         assert_eq!(got.len(), want.values.len(), "{case} on {}", device.name());

@@ -1,0 +1,211 @@
+//! The adapter's gradients: on the CPU against finite differences of the engine's own loss, on Vulkan against the CPU's.
+//!
+//! Finite differences need a smooth forward, so the weights are f32: every kernel then keeps f32 throughout. Each matrix
+//! of each block is tried on its own, so that a wrong gradient is named.
+
+mod common;
+
+use std::path::Path;
+
+use common::device::{cpu, vulkan};
+use common::numeric::{
+    distance, engine, gradients, lora, loss, micro_batch, nano, norm, pico, randomize, rewritten, rows,
+    samples, scales, write_model, Setup, FAMILIES,
+};
+use qvac_ft::ggml::Dtype;
+use qvac_ft::synth::{self, Family};
+use qvac_ft::train::{Engine, MicroBatch, Recompute};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// Largest error of a directional derivative, over the norm of the gradient of that matrix. The loss is a sum of some 20
+/// f32 numbers near 6, known to 1e-6 each, and a step changes it by [`CHANGE`]: the quotient is good to a few 1e-4.
+const DIFFERENCES: f64 = 2e-3;
+/// How much a step is to change the loss.
+const CHANGE: f64 = 0.03;
+/// Random directions per matrix, beside the gradient's own.
+const DIRECTIONS: usize = 2;
+
+/// Both ways of keeping a block's insides run the same operations on the same numbers.
+const RECOMPUTE: f64 = 0.0;
+
+/// Vulkan against the CPU, all in f32: sums in another order, and exp of another library.
+const VULKAN_F32: f64 = 1e-4;
+/// With weights in f16 or quantized, the CPU rounds activations to f16 or to 8 bits (1/254 of the largest at most) and
+/// Vulkan to f16 or not at all; two blocks deep that is some percent of a gradient.
+const VULKAN_ROUNDED: f64 = 0.15;
+
+const SEQ_LEN: usize = 16;
+/// Three rows, with padding, of two samples, one and one.
+const LENGTHS: [usize; 4] = [9, 5, 12, 16];
+
+fn batch() -> MicroBatch {
+    let rows = rows(&samples(21, &LENGTHS), SEQ_LEN);
+    assert_eq!(rows.len(), 3);
+    micro_batch(&rows)
+}
+
+/// A pico model in f32, with a scale for each layer.
+fn smooth_model(family: Family, dir: &Path) -> std::path::PathBuf {
+    let config = pico(family);
+    rewritten(&write_model(&config, dir), true, &scales(config.shape.n_layer))
+}
+
+fn training(model: &Path, recompute: Recompute) -> Engine {
+    let setup = Setup { recompute: Some(recompute), ..Setup::training(&cpu(), SEQ_LEN, 3) };
+    let engine = engine(model, &setup);
+    randomize(lora(&engine), 4);
+    engine
+}
+
+/// The derivative of the loss at `params` along `direction`, by central differences at two steps, whose errors of third
+/// order cancel.
+fn derivative(engine: &Engine, batch: &MicroBatch, params: &[f32], direction: &[f64], step: f64) -> f64 {
+    let at = |h: f64| {
+        let moved: Vec<f32> =
+            params.iter().zip(direction).map(|(p, d)| (f64::from(*p) + h * d) as f32).collect();
+        lora(engine).params.upload(&moved).unwrap();
+        loss(engine, batch)
+    };
+    let central = |h: f64| (at(h) - at(-h)) / (2.0 * h);
+    (4.0 * central(step / 2.0) - central(step)) / 3.0
+}
+
+fn against_differences(family: Family) {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = training(&smooth_model(family, dir.path()), Recompute::On);
+    let batch = batch();
+    let grad: Vec<f64> = gradients(&engine, &batch, 1.0).into_iter().map(f64::from).collect();
+    let lora = lora(&engine);
+    let params: Vec<f32> = lora.params.download().unwrap();
+    let mut rng = ChaCha8Rng::seed_from_u64(9);
+    assert_eq!(lora.slots.len(), 3 * 7 * 2, "A and B of each target of each block");
+    let mut worst = 0.0f64;
+    for slot in &lora.slots {
+        let own = &grad[slot.range()];
+        let size = norm(own.iter().copied());
+        assert!(size > 1e-2, "`{}` has hardly a gradient: {size:e}", slot.tensor_name());
+        for n in 0..=DIRECTIONS {
+            let mut direction = vec![0.0; params.len()];
+            for (d, g) in direction[slot.range()].iter_mut().zip(own) {
+                // Of length 1; and of values of about 1, whose product with the gradient is about its length too.
+                *d = match n {
+                    0 => g / size,
+                    _ => f64::from(rng.random_range(0..2u8)) * 2.0 - 1.0,
+                };
+            }
+            let found = derivative(&engine, &batch, &params, &direction, CHANGE / size);
+            let expected: f64 = grad.iter().zip(&direction).map(|(g, d)| g * d).sum();
+            let error = (found - expected).abs() / size;
+            worst = worst.max(error);
+            assert!(
+                error <= DIFFERENCES,
+                "`{}`, direction {n}: the gradient says {expected}, differences say {found}: {error:.1e}",
+                slot.tensor_name()
+            );
+        }
+    }
+    lora.params.upload(&params).unwrap();
+    eprintln!("{}: {worst:.1e}", family.architecture());
+}
+
+#[test]
+fn llama_against_finite_differences() {
+    against_differences(Family::Llama);
+}
+
+#[test]
+fn bitnet_against_finite_differences() {
+    against_differences(Family::Bitnet);
+}
+
+#[test]
+fn keeping_blocks_gives_what_recomputing_them_gives() {
+    for family in FAMILIES {
+        let dir = tempfile::tempdir().unwrap();
+        let model = smooth_model(family, dir.path());
+        let grad = |recompute| gradients(&training(&model, recompute), &batch(), 0.25);
+        let error = distance(&grad(Recompute::Off), &grad(Recompute::On));
+        assert!(error <= RECOMPUTE, "{family:?}: {error:e}");
+    }
+}
+
+#[test]
+fn gradients_add_up_and_start_from_zero() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = training(&smooth_model(Family::Bitnet, dir.path()), Recompute::On);
+    let batch = batch();
+    let once = gradients(&engine, &batch, 0.5);
+    assert_eq!(gradients(&engine, &batch, 0.5), once, "what came before is forgotten");
+    engine.accumulate(&batch, 0.5).unwrap();
+    let twice: Vec<f32> = once.iter().map(|g| 2.0 * g).collect();
+    assert!(distance(&common::numeric::grad(&engine), &twice) < 1e-6);
+}
+
+/// A batch with more targets than one chunk of the head holds gives what its rows give one by one.
+#[test]
+fn a_head_in_chunks_is_the_same_head() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = pico(Family::Bitnet);
+    config.shape = synth::Shape { n_layer: 1, n_vocab: 32000, ..config.shape };
+    let model = rewritten(&write_model(&config, dir.path()), true, &[]);
+    let seq_len = 288;
+    let mut samples = samples(6, &[seq_len, seq_len]);
+    samples.iter_mut().for_each(|s| s.train.fill(true));
+    let rows = rows(&samples, seq_len);
+    let both = micro_batch(&rows);
+    // 64 MiB of f32 logits are 524 rows of this vocabulary.
+    assert!(both.targets.len() > 524);
+    let make = |n_rows| {
+        let engine = engine(&model, &Setup::training(&cpu(), seq_len, n_rows));
+        randomize(lora(&engine), 4);
+        engine
+    };
+    let at_once = make(2);
+    let (losses, grad) = (loss(&at_once, &both), gradients(&at_once, &both, 1.0));
+    let one_by_one = make(1);
+    one_by_one.zero_grad().unwrap();
+    let mut sum = 0.0;
+    for row in &rows {
+        let batch = micro_batch(std::slice::from_ref(row));
+        sum += one_by_one.accumulate(&batch, 1.0).unwrap().iter().map(|&l| f64::from(l)).sum::<f64>();
+    }
+    // The same f32 numbers, some added in another order.
+    assert!((losses - sum).abs() / sum < 1e-6, "{losses} and {sum}");
+    let error = distance(&grad, &common::numeric::grad(&one_by_one));
+    assert!(error < 1e-5, "{error:e}");
+}
+
+/// Compares every matrix's gradient between the devices.
+fn on_vulkan(model: &Path, case: &str, tolerance: f64) {
+    let Some(vulkan) = vulkan() else { return };
+    let batch = batch();
+    let on = |device| {
+        let engine = engine(model, &Setup { threads: 2, ..Setup::training(device, SEQ_LEN, 3) });
+        randomize(lora(&engine), 4);
+        let grad = gradients(&engine, &batch, 1.0);
+        (engine, grad)
+    };
+    let (_, found) = on(&vulkan);
+    let (engine, expected) = on(&cpu());
+    let mut worst = 0.0f64;
+    for slot in &lora(&engine).slots {
+        let error = distance(&found[slot.range()], &expected[slot.range()]);
+        worst = worst.max(error);
+        assert!(error <= tolerance, "{case}, `{}` on {}: {error:.1e}", slot.tensor_name(), vulkan.name());
+    }
+    eprintln!("{case} on {}: {worst:.1e}", vulkan.name());
+}
+
+#[test]
+fn vulkan_against_the_cpu() {
+    for family in FAMILIES {
+        let dir = tempfile::tempdir().unwrap();
+        on_vulkan(&smooth_model(family, dir.path()), &format!("{} f32", family.architecture()), VULKAN_F32);
+    }
+    for dtype in [Dtype::TQ2_0, Dtype::TQ1_0, Dtype::F16, Dtype::Q8_0, Dtype::Q4_0] {
+        let dir = tempfile::tempdir().unwrap();
+        let model = write_model(&nano(Family::Bitnet, dtype), dir.path());
+        on_vulkan(&model, &format!("bitnet {dtype}"), VULKAN_ROUNDED);
+    }
+}
