@@ -23,7 +23,8 @@ pub enum Error {
     SplitGraph,
     #[error("tensor `{tensor}`: {op} failed: {reason}")]
     Copy { tensor: String, op: &'static str, reason: String },
-    #[error("device `{device}` is out of memory: {what} needs {bytes} bytes")]
+    /// `bytes` is 0 where it is not known how much was asked for.
+    #[error("device `{device}` is out of memory: no room for {what}{}", size(.bytes))]
     OutOfDeviceMemory { device: String, what: String, bytes: usize },
     #[error("tensor `{tensor}`: {op} expected {expected}, found {found}")]
     Shape { tensor: String, op: &'static str, expected: String, found: String },
@@ -65,6 +66,14 @@ pub enum Error {
     RowSize { type_name: &'static str, block: usize, found: usize },
     #[error("tensor `{tensor}`: {found} bytes were written, expected {expected}")]
     TensorBytes { tensor: String, expected: u64, found: u64 },
+}
+
+/// `, 4096 bytes`, if it is known.
+fn size(bytes: &usize) -> String {
+    match bytes {
+        0 => String::new(),
+        bytes => format!(", {bytes} bytes"),
+    }
 }
 
 /// Result of the `ggml` layer.

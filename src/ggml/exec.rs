@@ -49,7 +49,7 @@ impl Executor {
         let buft = self.backend.buffer_type();
         // SAFETY: a live buffer type.
         let ptr = ffi::pointer(|err, size| unsafe { sys::qvac_gallocr_new(buft, err, size) })
-            .map_err(|f| self.out_of_memory(f.reason))?;
+            .map_err(|f| self.out_of_memory(f.reason, 0))?;
         let allocator = Rc::new(Allocator(ptr));
         self.arenas.borrow_mut().push(allocator.clone());
         Ok(Arena { exec: self, allocator, reserved: 0, placed: false })
@@ -103,17 +103,13 @@ impl Executor {
 
     fn checked(&self, f: impl FnOnce(*mut std::ffi::c_char, usize) -> sys::qvac_status) -> Result<()> {
         ffi::status(f).map_err(|failure| match failure.out_of_memory {
-            true => self.out_of_memory("a graph's computation".into()),
+            true => self.out_of_memory("a graph's values".into(), self.compute_bytes()),
             false => Error::Compute { device: self.backend.device().name().into(), reason: failure.reason },
         })
     }
 
-    fn out_of_memory(&self, what: String) -> Error {
-        Error::OutOfDeviceMemory {
-            device: self.backend.device().name().into(),
-            what,
-            bytes: self.compute_bytes(),
-        }
+    fn out_of_memory(&self, what: String, bytes: usize) -> Error {
+        Error::OutOfDeviceMemory { device: self.backend.device().name().into(), what, bytes }
     }
 
     /// Every operation of `graph` can run on the device, or the first that cannot is named.
@@ -153,10 +149,32 @@ impl Arena<'_> {
             return Ok(());
         }
         self.exec.check(graph)?;
-        self.exec.checked(|err, size| {
+        let reserved = self.exec.checked(|err, size| {
             // SAFETY: a live allocator and a live graph.
             unsafe { sys::qvac_gallocr_reserve(self.allocator.0.as_ptr(), graph.raw(), err, size) }
-        })
+        });
+        match reserved {
+            Err(Error::OutOfDeviceMemory { what, .. }) => {
+                Err(self.exec.out_of_memory(what, self.bytes_for(graph)))
+            }
+            result => result,
+        }
+    }
+
+    /// How much `graph` asks for; allocates nothing.
+    fn bytes_for(&self, graph: &Graph) -> usize {
+        let mut bytes = 0;
+        // SAFETY: a live allocator of one buffer, whose size is written, and a live graph.
+        unsafe {
+            sys::ggml_gallocr_reserve_n_size(
+                self.allocator.0.as_ptr(),
+                graph.raw(),
+                std::ptr::null(),
+                std::ptr::null(),
+                &mut bytes,
+            );
+        }
+        bytes
     }
 
     /// Gives the tensors of a graph that was reserved for their places.
@@ -199,7 +217,7 @@ impl Arena<'_> {
                 )
             }
         })
-        .map_err(|f| self.exec.out_of_memory(f.reason))?;
+        .map_err(|f| self.exec.out_of_memory(f.reason, 0))?;
         let scheduler = Scheduler { ptr, _backends: [self.exec.backend.clone(), cpu.clone()] };
         self.exec.checked(|err, size| {
             // SAFETY: a live scheduler and a live graph no larger than it was made for.

@@ -32,7 +32,7 @@ impl Graph {
     /// Adds `tensor` and everything it needs.
     pub fn expand(&mut self, tensor: &Tensor) -> Result<()> {
         self.ctx.keep_context(tensor.context());
-        let new = Reach::from(&[tensor.clone()]).len();
+        let new = Reach::from(std::slice::from_ref(tensor)).len();
         if self.n_nodes() + new > self.size {
             return Err(Error::ContextFull);
         }
@@ -47,11 +47,11 @@ impl Graph {
     /// the gradient of a parameter without one is a new tensor, see [`Self::grad`].
     pub fn backward_expand(&mut self, accs: &[(&Tensor, &Tensor)]) -> Result<()> {
         let nodes = self.nodes();
-        let flagged = |flag: u32| nodes.iter().any(|n| n.get().flags & flag as i32 != 0);
+        let flagged = |flag: sys::ggml_tensor_flag| nodes.iter().any(|n| n.get().flags & flag as i32 != 0);
         for (flag, what) in
             [(sys::GGML_TENSOR_FLAG_PARAM, "a parameter"), (sys::GGML_TENSOR_FLAG_LOSS, "a loss")]
         {
-            if !flagged(flag as u32) {
+            if !flagged(flag) {
                 return Err(Error::Graph { expected: what });
             }
         }

@@ -67,7 +67,10 @@ impl Tensor {
 
     /// The type of the elements.
     pub fn dtype(&self) -> Dtype {
-        Dtype::from_u32(self.get().type_ as u32).expect("a tensor made here has a known type")
+        // C's enums are signed on Windows.
+        #[allow(clippy::unnecessary_cast)]
+        let dtype = self.get().type_ as u32;
+        Dtype::from_u32(dtype).expect("a tensor made here has a known type")
     }
 
     /// Number of elements.

@@ -38,12 +38,14 @@ impl Model {
     /// Loads a GGUF file; `progress` is told the bytes copied so far and in all.
     pub fn load(path: &Path, backend: &Backend, progress: &mut dyn FnMut(u64, u64)) -> Result<Self> {
         let file = GgufFile::open(path)?;
-        let hp = Hparams::from_gguf(&file)?;
-        let arch = arch::find(&hp.architecture).ok_or_else(|| Error::Architecture {
+        // First: of an architecture that is not known, no key's absence is the news.
+        let name = file.require_str("general.architecture")?;
+        let arch = arch::find(name).ok_or_else(|| Error::Architecture {
             path: path.into(),
-            found: hp.architecture.clone(),
+            found: name.into(),
             supported: ARCHITECTURES.iter().map(|a| a.name).collect::<Vec<_>>().join(", "),
         })?;
+        let hp = Hparams::from_gguf(&file)?;
         let weights = Weights::load(&file, arch, &hp, backend, progress)?;
         Ok(Self { name: file.get_str("general.name")?.map(Into::into), arch, hp, weights })
     }

@@ -185,9 +185,9 @@ impl Loader<'_> {
             .file
             .tensor(name)
             .ok_or_else(|| Error::MissingTensor { path: path(), tensor: name.into() })?;
-        let fits = (0..info.ne.len()).all(|d| info.ne[d] as i64 == ne.get(d).copied().unwrap_or(1));
+        let fits = (0..info.ne.len()).all(|d| info.ne[d] == ne.get(d).copied().unwrap_or(1));
         if !fits {
-            let found = info.ne[..info.n_dims.max(1)].iter().map(|&n| n as i64).collect();
+            let found = info.ne[..info.n_dims.max(1)].to_vec();
             return Err(Error::TensorShape {
                 path: path(),
                 tensor: name.into(),

@@ -63,7 +63,13 @@ impl Hint for Error {
             Self::NothingTrained { .. } => "pass `--loss-on all`, or drop the records".into(),
             Self::OtherRun { .. } => "give the run's own settings, or choose another `--out`".into(),
             Self::RunExists { .. } => "pass `--resume` to go on with it, or choose another `--out`".into(),
-            Self::NoCheckpoint { .. } => "start again without `--resume`".into(),
+            Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+                "free some space and pass `--resume`, or choose another `--out`".into()
+            }
+            Self::NoCheckpoint { .. } => {
+                "start again without `--resume`, with another `--out` if this one holds a `config.json`"
+                    .into()
+            }
             _ => return None,
         })
     }

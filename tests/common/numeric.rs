@@ -46,7 +46,7 @@ pub fn rewritten(model: &Path, f32: bool, extra: &[Extra]) -> PathBuf {
     let mut w = GgufWriter::new();
     w.copy_metadata(&file);
     for t in file.tensors() {
-        let ne: Vec<i64> = t.ne[..t.n_dims].iter().map(|&n| n as i64).collect();
+        let ne: Vec<i64> = t.ne[..t.n_dims].to_vec();
         w.add_tensor(&t.name, &ne, if f32 { Dtype::F32 } else { t.dtype }).expect("fits");
     }
     for e in extra {

@@ -1,0 +1,55 @@
+//! A real model and what trains it, for the tests that need one.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use assert_cmd::cargo::CommandCargoExt as _;
+use serde_json::Value;
+
+/// The questions of `examples/` are the data.
+pub fn examples() -> PathBuf {
+    root().join("examples/yes-no-maybe")
+}
+
+pub fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// SmolLM2-135M-Instruct. Nothing is fetched here: without it the test fails and says how to get it.
+pub fn smollm2() -> PathBuf {
+    installed("scripts/models")
+}
+
+/// What `script --installed` prints: the path of something that was fetched before.
+pub fn installed(script: &str) -> PathBuf {
+    let output = Command::new(root().join(script)).arg("--installed").output().expect("`bash` is there");
+    assert!(
+        output.status.success(),
+        "{}`scripts/bootstrap --ci` fetches what the tests need",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    PathBuf::from(String::from_utf8(output.stdout).expect("UTF-8").trim_end())
+}
+
+/// Runs the program with `--json` and gives back its object.
+pub fn qvac(args: &[&str]) -> Value {
+    let output = Command::cargo_bin("qvac-ft")
+        .expect("the program is built")
+        .args(args)
+        .args(["--json", "--device", "cpu"])
+        .stdin(Stdio::null())
+        .output()
+        .expect("the program starts");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{args:?}\n{said}");
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{args:?}: {e}\n{said}"))
+}
+
+pub fn text(path: &Path) -> &str {
+    path.to_str().expect("UTF-8")
+}
+
+/// The prompt that ChatML makes of a question, to be continued as plain text.
+pub fn chatml(question: &str) -> String {
+    format!("<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n")
+}
