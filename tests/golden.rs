@@ -141,7 +141,10 @@ impl Golden {
             .collect();
         let packed = ordered_rows(&samples, seq_len, PackMode::Pack).expect("they fit");
         let counts = |row: &Row| row.samples.len();
-        assert_eq!(packed.iter().map(counts).collect::<Vec<_>>(), rows.iter().map(Vec::len).collect::<Vec<_>>());
+        assert_eq!(
+            packed.iter().map(counts).collect::<Vec<_>>(),
+            rows.iter().map(Vec::len).collect::<Vec<_>>()
+        );
         (samples, packed)
     }
 

@@ -105,9 +105,8 @@ fn check(case: &str, model: &Path, bare: f64, with_f16: f64) {
     }
     let setup = Setup { recompute: None, ..Setup::training(&cpu(), SEQ_LEN, rows.len()) };
     let engine = engine(model, &setup);
-    let ours = || -> Vec<f64> {
-        engine.losses(&batch, &targets).unwrap().iter().map(|&l| -f64::from(l)).collect()
-    };
+    let ours =
+        || -> Vec<f64> { engine.losses(&batch, &targets).unwrap().iter().map(|&l| -f64::from(l)).collect() };
     let compared = |what: &str, adapter: Option<&Path>, tolerance: f64| {
         let (ours, theirs) = (ours(), theirs(model, adapter, &samples));
         let theirs: Vec<f64> = places.iter().map(|&(s, pos, label)| theirs[s][pos][label]).collect();

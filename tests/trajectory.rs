@@ -14,8 +14,8 @@ use qvac_ft::data::{ordered_rows, Dataset, LossOn, PackMode};
 use qvac_ft::ggml::{Device, Dtype};
 use qvac_ft::synth::Family;
 use qvac_ft::train::{
-    latest_checkpoint, AdamW, Checkpoint, Cursor, Decay, EvalRecord, How, MicroBatch, Observer, Recompute, RunConfig,
-    Schedule, StepRecord, Stop, Trainer,
+    latest_checkpoint, AdamW, Checkpoint, Cursor, Decay, EvalRecord, How, MicroBatch, Observer, Recompute,
+    RunConfig, Schedule, StepRecord, Stop, Trainer,
 };
 
 /// Relative difference of a step's loss between two ways of cutting a batch: the same f32 losses, added in another order.
@@ -108,7 +108,13 @@ impl Observer for Eyes<'_> {
 }
 
 /// Trains in a fresh process's place: a new engine, from the newest checkpoint in `out` if there is one.
-fn run(model: &Path, setup: &Setup, config: &RunConfig, out: &Path, stop_after: Option<u64>) -> (Watch, Stop) {
+fn run(
+    model: &Path,
+    setup: &Setup,
+    config: &RunConfig,
+    out: &Path,
+    stop_after: Option<u64>,
+) -> (Watch, Stop) {
     let data = data();
     let engine = engine(model, setup);
     let mut cursor = Cursor { step: 0, epoch: 0, row: 0 };
@@ -164,7 +170,8 @@ fn smooth(dir: &Path) -> PathBuf {
 
 #[test]
 fn ten_losses_fall() {
-    for (family, dtype) in [(Family::Bitnet, Dtype::TQ2_0), (Family::Bitnet, Dtype::TQ1_0), (Family::Llama, Dtype::Q8_0)]
+    for (family, dtype) in
+        [(Family::Bitnet, Dtype::TQ2_0), (Family::Bitnet, Dtype::TQ1_0), (Family::Llama, Dtype::Q8_0)]
     {
         let dir = tempfile::tempdir().unwrap();
         let model = write_model(&nano(family, dtype), dir.path());
@@ -266,14 +273,16 @@ fn packing_changes_no_sample() {
             let rows = ordered_rows(&samples, SEQ_LEN, mode).unwrap();
             for rows in rows.chunks(4) {
                 let batch = MicroBatch::new(&rows.iter().collect::<Vec<_>>(), 4, SEQ_LEN);
-                for (target, loss) in batch.targets.iter().zip(engine.losses(&batch, &batch.targets).unwrap()) {
+                for (target, loss) in batch.targets.iter().zip(engine.losses(&batch, &batch.targets).unwrap())
+                {
                     let (row, at) = (&rows[target.at as usize / SEQ_LEN], target.at as usize % SEQ_LEN);
                     sums[row.samples[row.segments[at] as usize]] += f64::from(loss);
                 }
             }
             (sums, rows.len())
         };
-        let ((packed, n_packed), (padded, n_padded)) = (per_sample(PackMode::Pack), per_sample(PackMode::NoPack));
+        let ((packed, n_packed), (padded, n_padded)) =
+            (per_sample(PackMode::Pack), per_sample(PackMode::NoPack));
         assert!(n_packed < n_padded, "{n_packed} rows, {n_padded} padded");
         assert_close("sample", &packed, &padded, tolerance);
     }
