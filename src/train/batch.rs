@@ -56,3 +56,49 @@ fn fill_mask(mask: &mut [f32], segments: Option<&[i32]>, seq_len: usize) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Segments `[0, 0, 1, 1, 1, -1]` in a row of six.
+    fn row() -> Row {
+        Row {
+            tokens: vec![10, 11, 20, 21, 22, 0],
+            positions: vec![0, 1, 0, 1, 2, 0],
+            targets: vec![11, -1, -1, 22, -1, -1],
+            segments: vec![0, 0, 1, 1, 1, -1],
+            samples: vec![4, 7],
+        }
+    }
+
+    #[test]
+    fn a_token_sees_itself_and_what_came_before_in_its_sample() {
+        let batch = MicroBatch::new(&[&row()], 1, 6);
+        let seen: Vec<String> = batch
+            .mask
+            .chunks(6)
+            .map(|keys| keys.iter().map(|&m| if m == 0.0 { 'x' } else { '.' }).collect())
+            .collect();
+        assert_eq!(seen, ["x.....", "xx....", "..x...", "..xx..", "..xxx.", ".....x"]);
+        assert!(batch.mask.iter().all(|&m| m == 0.0 || m == f32::NEG_INFINITY));
+    }
+
+    #[test]
+    fn rows_lie_one_after_the_other_and_absent_ones_are_padding() {
+        let batch = MicroBatch::new(&[&row(), &row()], 3, 6);
+        assert_eq!((batch.tokens.len(), batch.positions.len(), batch.mask.len()), (18, 18, 3 * 36));
+        assert_eq!(batch.tokens[6..12], row().tokens);
+        assert_eq!(batch.positions[6..12], row().positions);
+        assert_eq!(batch.mask[..36], batch.mask[36..72]);
+        let target = |at, label| Target { at, label };
+        assert_eq!(batch.targets, [target(0, 11), target(3, 22), target(6, 11), target(9, 22)]);
+        for query in 0..6 {
+            let keys = &batch.mask[72 + 6 * query..][..6];
+            assert!(
+                keys.iter().enumerate().all(|(key, &m)| (m == 0.0) == (key == query)),
+                "padding sees itself"
+            );
+        }
+    }
+}

@@ -165,3 +165,104 @@ fn list(run: &Path) -> Result<Vec<(u64, PathBuf)>> {
 fn io<'a>(action: &'static str, path: &'a Path) -> impl Fn(std::io::Error) -> Error + 'a {
     move |source| Error::Io { action, path: path.into(), source }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checkpoint(step: u64) -> Checkpoint {
+        let values = |scale: f32| (0..100).map(|i| scale * (i as f32 + step as f32)).collect::<Vec<f32>>();
+        Checkpoint {
+            cursor: Cursor { step, epoch: 2, row: 17 },
+            params: values(0.1),
+            m: values(-1e-30),
+            v: values(f32::MIN_POSITIVE / 8.0),
+        }
+    }
+
+    fn names(run: &Path) -> Vec<String> {
+        let entries = fs::read_dir(run.join("checkpoints")).unwrap();
+        let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn it_comes_back_bit_for_bit() {
+        let run = tempfile::tempdir().unwrap();
+        let path = checkpoint(3).save(run.path()).unwrap();
+        assert_eq!(Checkpoint::load(&path).unwrap(), checkpoint(3));
+        assert_eq!(latest(run.path()).unwrap(), Some(path));
+    }
+
+    #[test]
+    fn the_newest_two_are_kept_by_number_not_by_name() {
+        let run = tempfile::tempdir().unwrap();
+        assert_eq!(latest(run.path()).unwrap(), None);
+        for step in [8, 9, 10] {
+            checkpoint(step).save(run.path()).unwrap();
+        }
+        assert_eq!(names(run.path()), ["step-10", "step-9"]);
+        assert_eq!(latest(run.path()).unwrap(), Some(run.path().join("checkpoints/step-10")));
+    }
+
+    #[test]
+    fn a_step_is_replaced_whole() {
+        let run = tempfile::tempdir().unwrap();
+        checkpoint(5).save(run.path()).unwrap();
+        let mut other = checkpoint(5);
+        other.params[7] = 42.0;
+        let path = other.save(run.path()).unwrap();
+        assert_eq!(Checkpoint::load(&path).unwrap(), other);
+        assert_eq!(names(run.path()), ["step-5"], "no temporary folder is left");
+    }
+
+    /// What a kill leaves before the rename is a folder with a temporary name.
+    #[test]
+    fn half_written_ones_are_passed_over() {
+        let run = tempfile::tempdir().unwrap();
+        let whole = checkpoint(1).save(run.path()).unwrap();
+        let half = run.path().join("checkpoints/.step-abc");
+        fs::create_dir(&half).unwrap();
+        fs::write(half.join(TENSORS), b"half").unwrap();
+        assert_eq!(latest(run.path()).unwrap(), Some(whole));
+    }
+
+    #[test]
+    fn a_failed_save_leaves_the_old_one() {
+        let run = tempfile::tempdir().unwrap();
+        let old = checkpoint(1).save(run.path()).unwrap();
+        // A file in the place of the next one's folder.
+        fs::write(run.path().join("checkpoints/step-2"), b"in the way").unwrap();
+        let error = checkpoint(2).save(run.path()).unwrap_err();
+        assert!(matches!(error, Error::Io { .. }), "{error}");
+        assert_eq!(Checkpoint::load(&old).unwrap(), checkpoint(1));
+        assert_eq!(names(run.path()), ["step-1", "step-2"]);
+    }
+
+    #[test]
+    fn damage_is_named_by_file() {
+        let broken = |name: &str, edit: &dyn Fn(Vec<u8>) -> Vec<u8>| {
+            let run = tempfile::tempdir().unwrap();
+            let path = checkpoint(1).save(run.path()).unwrap();
+            let file = path.join(name);
+            fs::write(&file, edit(fs::read(&file).unwrap())).unwrap();
+            match Checkpoint::load(&path).unwrap_err() {
+                Error::Damaged { path, reason } => {
+                    assert_eq!(path, file);
+                    assert!(!reason.is_empty());
+                }
+                other => panic!("{other}"),
+            }
+        };
+        broken(TENSORS, &|bytes| bytes[..bytes.len() - 4].to_vec());
+        broken(TENSORS, &|_| Vec::new());
+        broken(STATE, &|bytes| bytes[..bytes.len() / 2].to_vec());
+        broken(STATE, &|_| b"{\"step\": 1}".to_vec());
+        broken(TENSORS, &|_| Checkpoint { v: vec![0.0; 99], ..checkpoint(1) }.serialize());
+        let run = tempfile::tempdir().unwrap();
+        let path = checkpoint(1).save(run.path()).unwrap();
+        fs::remove_file(path.join(TENSORS)).unwrap();
+        assert!(matches!(Checkpoint::load(&path), Err(Error::Io { action: "read", .. })));
+    }
+}

@@ -165,3 +165,117 @@ fn hex(bytes: &[u8]) -> String {
 fn to_value(config: &RunConfig) -> Value {
     serde_json::to_value(config).expect("the fields are plain data")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::schedule::Decay;
+    use super::*;
+
+    fn config() -> RunConfig {
+        let how = How {
+            device: "cpu".into(),
+            device_description: "a CPU".into(),
+            threads: 2,
+            micro_batch_rows: 1,
+            recompute: true,
+            eval_data: None,
+            eval_every: 0,
+            save_every: 10,
+        };
+        RunConfig {
+            version: "0.1.0".into(),
+            model: "m.gguf".into(),
+            model_hash: "ab".into(),
+            data: "d.jsonl".into(),
+            data_hash: "cd".into(),
+            seed: 42,
+            epochs: 3,
+            schedule: Schedule { lr: 1e-4, decay: Decay::Linear, warmup: 0, total: 30 },
+            adamw: AdamW::default(),
+            rank: 8,
+            alpha: 16.0,
+            targets: vec!["attn_q".into()],
+            init_adapter: None,
+            seq_len: 512,
+            batch_tokens: 1024,
+            pack: PackMode::Pack,
+            loss_on: LossOn::Assistant,
+            chat_template: None,
+            template_time: 0,
+            how,
+        }
+    }
+
+    #[test]
+    fn it_comes_back_from_its_folder() {
+        let run = tempfile::tempdir().unwrap();
+        config().save(run.path()).unwrap();
+        assert_eq!(RunConfig::load(run.path()).unwrap(), config());
+        assert_eq!(std::fs::read_dir(run.path()).unwrap().count(), 1);
+        std::fs::write(run.path().join(FILE), "{").unwrap();
+        assert!(matches!(RunConfig::load(run.path()), Err(Error::Damaged { .. })));
+        assert_eq!(config().rows_per_step(), 2);
+    }
+
+    #[test]
+    fn what_decides_the_result_makes_another_run() {
+        type Edit = fn(&mut RunConfig);
+        let edits: [(&str, Edit); 15] = [
+            ("model_hash", |c| c.model_hash.push('0')),
+            ("data_hash", |c| c.data_hash.push('0')),
+            ("seed", |c| c.seed += 1),
+            ("epochs", |c| c.epochs += 1),
+            ("schedule", |c| c.schedule.lr *= 2.0),
+            ("schedule", |c| c.schedule.total += 1),
+            ("adamw", |c| c.adamw.clip = 0.0),
+            ("rank", |c| c.rank += 1),
+            ("alpha", |c| c.alpha += 1.0),
+            ("targets", |c| c.targets.push("attn_k".into())),
+            ("seq_len", |c| c.seq_len *= 2),
+            ("batch_tokens", |c| c.batch_tokens *= 2),
+            ("pack", |c| c.pack = PackMode::NoPack),
+            ("loss_on", |c| c.loss_on = LossOn::All),
+            ("chat_template", |c| c.chat_template = Some("plain".into())),
+        ];
+        for (expected, edit) in edits {
+            let mut asked = config();
+            edit(&mut asked);
+            match asked.check_same_run(&config(), Path::new("run")) {
+                Err(Error::OtherRun { field, stored, asked, .. }) => {
+                    assert_eq!(field, expected);
+                    assert_ne!(stored, asked);
+                }
+                other => panic!("{expected}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn how_and_where_it_is_computed_may_change() {
+        let mut asked = config();
+        asked.version = "9".into();
+        asked.model = "elsewhere.gguf".into();
+        asked.data = "elsewhere.jsonl".into();
+        asked.how = How { device: "vulkan0".into(), threads: 8, micro_batch_rows: 4, ..asked.how };
+        asked.check_same_run(&config(), Path::new("run")).unwrap();
+    }
+
+    #[test]
+    fn impossible_settings_are_refused_by_name() {
+        type Edit = fn(&mut RunConfig);
+        config().validate().unwrap();
+        let edits: [(&str, Edit); 6] = [
+            ("batch-tokens", |c| c.batch_tokens = 0),
+            ("batch-tokens", |c| c.batch_tokens = 700),
+            ("lr", |c| c.schedule.lr = 0.0),
+            ("lr", |c| c.schedule.lr = f64::NAN),
+            ("alpha", |c| c.alpha = f32::INFINITY),
+            ("steps", |c| c.schedule.total = 0),
+        ];
+        for (expected, edit) in edits {
+            let mut config = config();
+            edit(&mut config);
+            assert!(matches!(config.validate(), Err(Error::Config { field, .. }) if field == expected));
+        }
+    }
+}

@@ -165,3 +165,124 @@ fn sample_at(rows: &[Row], at: usize, seq_len: usize) -> usize {
     let row = &rows[at / seq_len];
     row.samples[row.segments[at % seq_len] as usize]
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::data::Origin;
+    use crate::ggml::{Backend, Device, Dtype, Executor};
+    use crate::model::Model;
+    use crate::synth;
+    use crate::train::EngineConfig;
+
+    const SEQ_LEN: usize = 16;
+
+    fn task(sample: usize, candidates: &[&[i32]], truth: usize) -> LabelTask {
+        let candidates = candidates.iter().map(|t| (format!("{t:?}"), t.to_vec())).collect();
+        LabelTask { sample, position: 4, candidates, truth }
+    }
+
+    /// Five tokens of prompt, then the answer.
+    fn sample(line: usize, answer: &[i32]) -> Sample {
+        let prompt = (0..5).map(|i| 10 * line as i32 + i);
+        let tokens: Vec<i32> = prompt.chain(answer.iter().copied()).collect();
+        Sample {
+            train: (0..tokens.len()).map(|i| i >= 5).collect(),
+            origin: Origin { file: Path::new("d.jsonl").into(), line },
+            label: None,
+            answer_start: 5,
+            answer_end: tokens.len(),
+            tokens,
+            truncated: None,
+        }
+    }
+
+    fn engine() -> Engine {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.gguf");
+        let shape = *synth::find_shape("bitnet-nano").unwrap();
+        synth::write(&synth::Config::new(shape, Dtype::F16, 3), &path, &mut |_, _| ()).unwrap();
+        let backend = Backend::new(&Device::by_name("cpu").unwrap(), 1).unwrap();
+        let model = Model::load(&path, &backend, &mut |_, _| ()).unwrap();
+        let config = EngineConfig { seq_len: SEQ_LEN, n_rows: 2, lora: None, training: None };
+        Engine::new(&model, Executor::new(&backend, None), config).unwrap()
+    }
+
+    /// The sum of the losses of `label` after the prompt of `sample`, alone in a row.
+    fn score(engine: &Engine, sample: &Sample, label: &[i32]) -> f64 {
+        let tokens: Vec<i32> = sample.tokens[..5].iter().chain(label).copied().collect();
+        let train = (0..tokens.len()).map(|i| i >= 5).collect();
+        let alone = Sample { answer_end: tokens.len(), tokens, train, ..sample.clone() };
+        let rows = ordered_rows(&[alone], SEQ_LEN, PackMode::NoPack).unwrap();
+        let batch = MicroBatch::new(&[&rows[0]], 2, SEQ_LEN);
+        engine.losses(&batch, &batch.targets).unwrap().iter().map(|&l| f64::from(l)).sum()
+    }
+
+    /// Three records whose own label is the likeliest for the first alone, and their tasks.
+    fn classified(engine: &Engine, candidates: &[&[i32]]) -> Dataset {
+        let samples: Vec<Sample> = (1..=3).map(|line| sample(line, candidates[0])).collect();
+        let tasks = samples.iter().enumerate().map(|(i, s)| {
+            let scores: Vec<f64> = candidates.iter().map(|c| score(engine, s, c)).collect();
+            let best = likeliest(&scores);
+            task(i, candidates, if i == 0 { best } else { (best + 1) % candidates.len() })
+        });
+        let label_tasks = tasks.collect();
+        Dataset { samples, label_tasks, stats: Default::default() }
+    }
+
+    #[test]
+    fn the_least_loss_is_the_likeliest_and_ties_go_to_the_first() {
+        assert_eq!(likeliest(&[2.0, 0.5, 1.0]), 1);
+        assert_eq!(likeliest(&[1.0, 0.5, 0.5]), 1);
+        assert_eq!(likeliest(&[f64::NAN, 3.0]), 1);
+    }
+
+    #[test]
+    fn labels_that_begin_alike_are_noticed() {
+        assert!(first_tokens_differ(&task(0, &[&[1, 2], &[2], &[3]], 0)));
+        assert!(!first_tokens_differ(&task(0, &[&[1, 2], &[3], &[1, 4]], 0)));
+        assert!(!first_tokens_differ(&task(0, &[&[1], &[]], 0)));
+    }
+
+    #[test]
+    fn first_tokens_decide_where_they_differ() {
+        let engine = engine();
+        let data = classified(&engine, &[&[100], &[200], &[300]]);
+        let found = evaluate(&engine, &data, &mut |_, _| ()).unwrap();
+        assert_eq!(found.accuracy, Some(Accuracy { right: 1, of: 3 }));
+        assert_eq!(found.n_tokens, 3);
+        let sum: f64 = data.samples.iter().map(|s| score(&engine, s, &[100])).sum();
+        // The same f32 losses from other places of a row.
+        assert!((found.loss - sum / 3.0).abs() < 1e-3, "{} and {}", found.loss, sum / 3.0);
+        assert!((found.perplexity() - found.loss.exp()).abs() < 1e-9);
+    }
+
+    #[test]
+    fn labels_with_the_same_first_token_are_scored_whole() {
+        let engine = engine();
+        let candidates: [&[i32]; 3] = [&[100, 101], &[100, 102], &[100, 103]];
+        let data = classified(&engine, &candidates);
+        let mut last = (0, 0);
+        let found = evaluate(&engine, &data, &mut |done, all| last = (done, all)).unwrap();
+        assert_eq!(found.accuracy, Some(Accuracy { right: 1, of: 3 }));
+        assert_eq!(found.n_tokens, 6, "the labels written out are no part of the loss");
+        assert!(last.0 == last.1 && last.0 > 0, "{last:?}");
+        let written = written_out(&data).unwrap();
+        assert_eq!(written.len(), 9);
+        assert_eq!(written[1].tokens[5..], [100, 102]);
+        assert!(written.iter().all(|s| s.n_targets() == 2));
+    }
+
+    #[test]
+    fn data_without_labels_has_no_accuracy_and_without_targets_no_loss() {
+        let engine = engine();
+        let mut data = classified(&engine, &[&[100], &[200]]);
+        data.label_tasks.clear();
+        assert_eq!(evaluate(&engine, &data, &mut |_, _| ()).unwrap().accuracy, None);
+        data.samples.iter_mut().for_each(|s| s.train.fill(false));
+        let error = evaluate(&engine, &data, &mut |_, _| ()).unwrap_err();
+        assert!(matches!(error, Error::NothingTrained { .. }), "{error}");
+    }
+}

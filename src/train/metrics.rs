@@ -81,3 +81,46 @@ impl Metrics {
         self.file.write_all(line.as_bytes()).map_err(io)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn eval(step: u64) -> EvalRecord {
+        EvalRecord { step, eval_loss: 1.5, eval_accuracy: None }
+    }
+
+    fn steps(path: &Path) -> Vec<u64> {
+        let text = fs::read_to_string(path).unwrap();
+        assert!(text.is_empty() || text.ends_with('\n'));
+        text.lines().map(|l| serde_json::from_str::<EvalRecord>(l).unwrap().step).collect()
+    }
+
+    #[test]
+    fn lines_are_there_as_soon_as_they_are_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        let mut metrics = Metrics::open(&path, 0).unwrap();
+        for step in 1..=3 {
+            metrics.write(&eval(step)).unwrap();
+            assert_eq!(steps(&path).len() as u64, step);
+        }
+    }
+
+    #[test]
+    fn going_on_drops_later_steps_and_half_a_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        let mut metrics = Metrics::open(&path, 0).unwrap();
+        (1..=5).for_each(|step| metrics.write(&eval(step)).unwrap());
+        let mut text = fs::read_to_string(&path).unwrap();
+        text.push_str("{\"step\":2,\"eval_lo");
+        fs::write(&path, text).unwrap();
+        let mut metrics = Metrics::open(&path, 3).unwrap();
+        assert_eq!(steps(&path), [1, 2, 3]);
+        metrics.write(&eval(4)).unwrap();
+        assert_eq!(steps(&path), [1, 2, 3, 4]);
+        Metrics::open(&path, 0).unwrap();
+        assert_eq!(steps(&path), [0; 0]);
+    }
+}
