@@ -3,6 +3,7 @@
 use std::ffi::CStr;
 use std::ptr::NonNull;
 use std::rc::Rc;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use llama_sys as sys;
 
@@ -110,6 +111,7 @@ impl Device {
 
     /// Whether the device can compute `op`.
     pub fn supports(&self, op: &Tensor) -> bool {
+        let _one_at_a_time = setup();
         // SAFETY: a live device and a live tensor.
         unsafe { sys::ggml_backend_dev_supports_op(self.ptr.as_ptr(), op.raw()) }
     }
@@ -117,6 +119,12 @@ impl Device {
     pub(crate) fn raw(&self) -> *mut sys::ggml_backend_device {
         self.ptr.as_ptr()
     }
+}
+
+/// Held while a device may be set up: ggml-vulkan does so at first use and is not ready for two threads at once.
+fn setup() -> MutexGuard<'static, ()> {
+    static SETUP: Mutex<()> = Mutex::new(());
+    SETUP.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A stream of work on a device. Cheap to clone.
@@ -133,6 +141,7 @@ struct Inner {
 impl Backend {
     /// Opens `device`; on a CPU it computes with `n_threads` threads.
     pub fn new(device: &Device, n_threads: usize) -> Result<Self> {
+        let _one_at_a_time = setup();
         let ptr = ffi::pointer(|err, size| {
             // SAFETY: a live device; no parameters.
             unsafe { sys::qvac_dev_init(device.raw(), std::ptr::null(), err, size) }

@@ -297,7 +297,8 @@ impl Context {
 
     /// `max(a, 0)`, element by element.
     pub fn relu(&self, a: &Tensor) -> Result<Tensor> {
-        // SAFETY: any f32 tensor will do.
+        expect(a.is_contiguous(), a, "relu", || "a contiguous tensor".into())?;
+        // SAFETY: contiguity was checked.
         self.op(1, &[a], |c| unsafe { sys::ggml_relu(c, a.raw()) })
     }
 }
