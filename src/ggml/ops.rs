@@ -51,6 +51,11 @@ pub(super) fn expect(
     }
 }
 
+/// The values of a row lie side by side, as most kernels take for granted.
+pub(super) fn expect_rows(t: &Tensor, op: &'static str) -> Result<()> {
+    expect(t.nb()[0] == t.dtype().type_size(), t, op, || "a tensor that is not transposed".into())
+}
+
 impl Context {
     /// Makes the tensors of one operation: `make` adds at most `n` tensors to this context.
     pub(super) fn op(
@@ -73,7 +78,7 @@ impl Context {
         expect(nb[0] == na[0] && nb[2] % na[2] == 0 && nb[3] % na[3] == 0, b, "mul_mat", || {
             format!("[{}, m, i*{}, j*{}] to go with `{}`", na[0], na[2], na[3], a.name())
         })?;
-        expect(a.nb()[0] <= a.nb()[1], a, "mul_mat", || "a tensor that is not transposed".into())?;
+        expect_rows(a, "mul_mat")?;
         expect(b.dtype() == Dtype::F32, b, "mul_mat", || "f32".into())?;
         // SAFETY: shapes and types were checked above.
         self.op(1, &[a, b], |c| unsafe { sys::ggml_mul_mat(c, a.raw(), b.raw()) })
@@ -81,6 +86,7 @@ impl Context {
 
     /// `a + b`; `b` repeats into `a`'s shape.
     pub fn add(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        expect_rows(a, "add")?;
         expect(can_repeat(b, a), b, "add", || format!("a shape that repeats into {}", a.describe()))?;
         // SAFETY: the shapes were checked.
         self.op(1, &[a, b], |c| unsafe { sys::ggml_add(c, a.raw(), b.raw()) })
@@ -88,6 +94,7 @@ impl Context {
 
     /// `a * b`, element by element; `b` repeats into `a`'s shape.
     pub fn mul(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        expect_rows(a, "mul")?;
         expect(can_repeat(b, a), b, "mul", || format!("a shape that repeats into {}", a.describe()))?;
         // SAFETY: the shapes were checked.
         self.op(1, &[a, b], |c| unsafe { sys::ggml_mul(c, a.raw(), b.raw()) })
@@ -95,6 +102,7 @@ impl Context {
 
     /// `a * b` written over `a`.
     pub fn mul_inplace(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        expect_rows(a, "mul")?;
         expect(can_repeat(b, a), b, "mul", || format!("a shape that repeats into {}", a.describe()))?;
         // SAFETY: the shapes were checked.
         self.op(1, &[a, b], |c| unsafe { sys::ggml_mul_inplace(c, a.raw(), b.raw()) })
@@ -109,7 +117,8 @@ impl Context {
 
     /// `a / sqrt(mean(a^2) + eps)` along the first dimension.
     pub fn rms_norm(&self, a: &Tensor, eps: f32) -> Result<Tensor> {
-        // SAFETY: any f32 tensor will do.
+        expect_rows(a, "rms_norm")?;
+        // SAFETY: the layout was checked.
         self.op(1, &[a], |c| unsafe { sys::ggml_rms_norm(c, a.raw(), eps) })
     }
 
@@ -136,6 +145,7 @@ impl Context {
             format!("[n_embd_head, n_head, {}]", pos.ne()[0])
         })?;
         expect(pos.dtype() == Dtype::I32 && pos.n_rows() == 1, pos, "rope_ext", || "i32[n_tokens]".into())?;
+        expect_rows(a, "rope_ext")?;
         expect(rope.n_dims % 2 == 0 && i64::from(rope.n_dims) <= a.ne()[0], a, "rope_ext", || {
             format!("heads of at least {} values, an even number", rope.n_dims)
         })?;
@@ -190,6 +200,7 @@ impl Context {
     /// Rows of `a` `[n, n_rows]` at `ids` i32 `[m]` → f32 `[n, m]`.
     pub fn get_rows(&self, a: &Tensor, ids: &Tensor) -> Result<Tensor> {
         expect(ids.dtype() == Dtype::I32 && ids.n_rows() == 1, ids, "get_rows", || "i32[m]".into())?;
+        expect_rows(a, "get_rows")?;
         expect(a.ne()[2] == 1 && a.ne()[3] == 1, a, "get_rows", || "[n, n_rows]".into())?;
         // SAFETY: shapes and types were checked.
         self.op(1, &[a, ids], |c| unsafe { sys::ggml_get_rows(c, a.raw(), ids.raw()) })
@@ -279,19 +290,22 @@ impl Context {
 
     /// The sum of all elements: `[1]`.
     pub fn sum(&self, a: &Tensor) -> Result<Tensor> {
-        // SAFETY: any f32 tensor will do.
+        expect_rows(a, "sum")?;
+        // SAFETY: the layout was checked.
         self.op(1, &[a], |c| unsafe { sys::ggml_sum(c, a.raw()) })
     }
 
     /// The sum along the first dimension: `[1, ne1, ne2, ne3]`.
     pub fn sum_rows(&self, a: &Tensor) -> Result<Tensor> {
-        // SAFETY: any f32 tensor will do.
+        expect_rows(a, "sum_rows")?;
+        // SAFETY: the layout was checked.
         self.op(1, &[a], |c| unsafe { sys::ggml_sum_rows(c, a.raw()) })
     }
 
     /// `a^2`, element by element.
     pub fn sqr(&self, a: &Tensor) -> Result<Tensor> {
-        // SAFETY: any f32 tensor will do.
+        expect_rows(a, "sqr")?;
+        // SAFETY: the layout was checked.
         self.op(1, &[a], |c| unsafe { sys::ggml_sqr(c, a.raw()) })
     }
 

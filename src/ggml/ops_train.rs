@@ -2,7 +2,7 @@
 
 use llama_sys as sys;
 
-use super::ops::expect;
+use super::ops::{expect, expect_rows};
 use super::{Context, Dtype, Result, Tensor};
 
 impl Context {
@@ -14,6 +14,7 @@ impl Context {
         expect(ok, b, "out_prod", || {
             format!("[m, {}, i*{}, j*{}] to go with `{}`", na[1], na[2], na[3], a.name())
         })?;
+        expect_rows(a, "out_prod")?;
         expect(b.dtype() == Dtype::F32, b, "out_prod", || "f32".into())?;
         // SAFETY: shapes and types were checked.
         self.op(1, &[a, b], |c| unsafe { sys::ggml_out_prod(c, a.raw(), b.raw()) })
@@ -22,6 +23,7 @@ impl Context {
     /// The gradient of `rms_norm(x)` in `x`, from the gradient `dy` of its result.
     pub fn rms_norm_back(&self, dy: &Tensor, x: &Tensor, eps: f32) -> Result<Tensor> {
         expect(dy.ne() == x.ne(), dy, "rms_norm_back", || x.describe())?;
+        expect_rows(x, "rms_norm_back")?;
         expect(dy.is_contiguous(), dy, "rms_norm_back", || "a contiguous tensor".into())?;
         // SAFETY: the shapes were checked.
         self.op(1, &[dy, x], |c| unsafe { sys::ggml_rms_norm_back(c, dy.raw(), x.raw(), eps) })
