@@ -226,6 +226,8 @@ fn no_todo_is_left() {
     let found: Vec<String> = places
         .iter()
         .flat_map(|place| files(&root().join(place), &[""]))
+        // Fixtures are data, not words of ours.
+        .filter(|path| !path.starts_with(root().join("tests/fixtures")))
         .filter(|path| read(path).contains(&word))
         .map(|path| below_root(&path))
         .collect();
