@@ -9,8 +9,19 @@ use assert_cmd::cargo::CommandCargoExt as _;
 use common::{nano_model, truncated, AdapterSpec};
 use serde_json::Value;
 
-const COMMANDS: [&str; 10] =
-    ["train", "eval", "generate", "chat", "inspect", "export", "synth", "devices", "completions", "man"];
+const COMMANDS: [&str; 11] = [
+    "train",
+    "eval",
+    "generate",
+    "chat",
+    "data",
+    "inspect",
+    "export",
+    "synth",
+    "devices",
+    "completions",
+    "man",
+];
 
 fn qvac(args: &[&str]) -> Command {
     let mut command = Command::cargo_bin("qvac-ft").expect("the program is built");

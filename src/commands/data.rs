@@ -13,7 +13,7 @@ use crate::data::pubmedqa::{self, Eval, Plan};
 use crate::data::{ordered_rows, Dataset, Options, PackMode, Row, Sample, Tokenizer};
 use crate::llama::{Model, ModelParams};
 
-/// Flags of `qvac-ft data`.
+/// Look at what training will see, or make a data set
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
