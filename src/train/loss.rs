@@ -13,6 +13,8 @@ use super::error::Result;
 
 /// Bytes that the logits of one chunk may take.
 const LOGITS_BYTES: usize = 64 << 20;
+/// Rows of a chunk at most: a chunk is computed whole, so the last of a micro-batch wastes half of them on average.
+const MOST_ROWS: usize = 256;
 
 /// The head of a network over the hidden states of one micro-batch; its graphs are `Graph`s until they are planned.
 pub struct Head<G = Plan> {
@@ -36,7 +38,7 @@ impl Head<Graph> {
     /// Rows per chunk for a vocabulary of `n_vocab` and micro-batches of `n_tokens`.
     pub fn chunk_for(n_vocab: usize, n_tokens: usize) -> usize {
         let fits = LOGITS_BYTES / (n_vocab * size_of::<f32>());
-        (fits / 16 * 16).clamp(16, 1024).min(n_tokens.next_multiple_of(16))
+        (fits / 16 * 16).clamp(16, MOST_ROWS).min(n_tokens.next_multiple_of(16))
     }
 
     /// Builds the head's graphs over `hidden` f32 `[n_embd, n_tokens + 1]`; with `dhidden` of the same shape also the
