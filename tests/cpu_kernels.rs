@@ -5,6 +5,7 @@
 //! 1, 2 and 3 threads.
 
 use qvac_ft::ggml::{Backend, Context, Device, Dtype, Executor, Graph, Tensor};
+use qvac_ft::model::WEIGHT_TYPES;
 
 const THREADS: [usize; 3] = [1, 2, 3];
 
@@ -95,20 +96,6 @@ fn assert_sums(what: &str, got: &[f32], products: impl Fn(usize) -> Vec<f64>) {
     }
 }
 
-const GEMM_TYPES: [Dtype; 11] = [
-    Dtype::F32,
-    Dtype::F16,
-    Dtype::BF16,
-    Dtype::Q8_0,
-    Dtype::Q4_0,
-    Dtype::Q4_1,
-    Dtype::Q5_0,
-    Dtype::Q4_K,
-    Dtype::Q6_K,
-    Dtype::TQ1_0,
-    Dtype::TQ2_0,
-];
-
 /// OUT_PROD: a `[n, k, b0]`, b `[m, k, batch]`, in place or as the transposed view of `[k, m, batch]`.
 fn check_out_prod(dtype: Dtype, [n, k, m]: [usize; 3], [b0, batch]: [usize; 2], transposed: bool) {
     let mut rng = Rng((n * 31 + k * 7 + m) as u64);
@@ -135,7 +122,7 @@ fn check_out_prod(dtype: Dtype, [n, k, m]: [usize; 3], [b0, batch]: [usize; 2], 
 
 #[test]
 fn out_prod_of_every_type_is_the_sum_of_products() {
-    for dtype in GEMM_TYPES {
+    for &dtype in WEIGHT_TYPES {
         let block = dtype.block_size();
         // one element or block, one more than a register tile, one more than a cache tile
         let ns = if block == 1 { [1, 33, 257] } else { [block, 3 * block, 256 + block] };
@@ -180,7 +167,7 @@ fn check_mul_mat(dtype: Dtype, [k, n, m]: [usize; 3], [b0, batch]: [usize; 2], p
 
 #[test]
 fn mul_mat_from_16_tokens_keeps_activations_in_f32() {
-    for dtype in &GEMM_TYPES[..7] {
+    for dtype in &WEIGHT_TYPES[..7] {
         let ks = if dtype.block_size() == 1 { [8, 64, 257] } else { [32, 64, 288] };
         for k in ks {
             for (n, m) in [(32, 16), (33, 17), (300, 50)] {

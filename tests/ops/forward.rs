@@ -2,7 +2,8 @@
 
 use qvac_ft::ggml::{Dtype, Rope, RopeKind, Tensor};
 
-use super::{check, noise, stored, Bench, Want, WEIGHTS};
+use super::{check, noise, stored, Bench, Want};
+use qvac_ft::model::WEIGHT_TYPES;
 
 /// A few roundings of values of the size of the result.
 const FEW_ROUNDINGS: f64 = 1e-6;
@@ -144,7 +145,7 @@ fn swiglu() {
 fn get_rows_of_every_type() {
     let ids: Vec<i32> = (0..77).map(|i| (i * 7 + 3) % 40).collect();
     let a = noise(16, 256 * 40);
-    for dtype in WEIGHTS {
+    for &dtype in WEIGHT_TYPES {
         let a_stored = stored(dtype, 256, &a);
         let values: Vec<f64> =
             ids.iter().flat_map(|&i| a_stored[i as usize * 256..][..256].to_vec()).collect();

@@ -173,18 +173,3 @@ pub fn stored(dtype: Dtype, ne0: i64, values: &[f32]) -> Vec<f64> {
     dtype.dequantize(&bytes, &mut back).unwrap();
     back.into_iter().map(f64::from).collect()
 }
-
-/// The weight types a model may have (ARCHITECTURE, files and formats).
-pub const WEIGHTS: [Dtype; 11] = [
-    Dtype::F32,
-    Dtype::F16,
-    Dtype::BF16,
-    Dtype::Q8_0,
-    Dtype::Q4_0,
-    Dtype::Q4_1,
-    Dtype::Q5_0,
-    Dtype::Q4_K,
-    Dtype::Q6_K,
-    Dtype::TQ1_0,
-    Dtype::TQ2_0,
-];

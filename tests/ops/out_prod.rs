@@ -2,7 +2,8 @@
 
 use qvac_ft::ggml::Dtype;
 
-use super::{check, noise, stored, Want, WEIGHTS};
+use super::{check, noise, stored, Want};
+use qvac_ft::model::WEIGHT_TYPES;
 
 /// f32 sums of `k` products err by at most k + 1 roundings of the sum of absolute products. The slack of 8 is for the
 /// roundings of unpacking a weight (two), and for sums made in pieces.
@@ -92,7 +93,7 @@ fn widths(dtype: Dtype) -> Vec<i64> {
 
 #[test]
 fn every_type_and_odd_shape() {
-    for dtype in WEIGHTS {
+    for &dtype in WEIGHT_TYPES {
         for m in widths(dtype) {
             for (n, k) in [(1, 1), (8, 33), (13, 64), (17, 15), (65, 19)] {
                 Case { dtype, m, n, k, batch: 1, share: 1, layout: Layout::Transposed }.run();
