@@ -11,8 +11,8 @@ use common::device::cpu;
 use common::numeric::norm;
 use qvac_ft::data::{ordered_rows, Origin, PackMode, Row, Sample};
 use qvac_ft::ggml::{Backend, Dtype, Executor, GgufWriter};
-use qvac_ft::model::{Lora, LoraConfig, Model, Target as Layer, ARCHITECTURES};
-use qvac_ft::train::{AdamW, Engine, EngineConfig, MicroBatch, Recompute, Target};
+use qvac_ft::model::{Lora, LoraConfig, Model, Target, ARCHITECTURES};
+use qvac_ft::train::{AdamW, Engine, EngineConfig, MicroBatch, Prediction, Recompute};
 use safetensors::SafeTensors;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -202,7 +202,7 @@ fn check(architecture: &str, recompute: Recompute) {
     let lora = LoraConfig {
         rank: golden.number("rank") as usize,
         alpha: golden.number("alpha"),
-        targets: Layer::ALL.to_vec(),
+        targets: Target::ALL.to_vec(),
     };
     let training = Some((recompute, adamw));
     let config = EngineConfig { seq_len, n_rows: rows.len(), lora: Some(lora), training };
@@ -218,7 +218,7 @@ fn check(architecture: &str, recompute: Recompute) {
     for (r, row) in rows.iter().enumerate() {
         for at in (0..seq_len).filter(|&at| row.segments[at] >= 0) {
             let at = (r * seq_len + at) as u32;
-            targets.extend((0..n_vocab as i32).map(|label| Target { at, label }));
+            targets.extend((0..n_vocab as i32).map(|label| Prediction { at, label }));
         }
     }
     let losses = engine.losses(&batch, &targets).unwrap();

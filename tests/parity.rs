@@ -18,7 +18,7 @@ use qvac_ft::ggml::Dtype;
 use qvac_ft::llama::{self, Batch, ContextParams, FlashAttention, KvType, LoraAdapter, ModelParams};
 use qvac_ft::model::{Hparams, ARCHITECTURES};
 use qvac_ft::synth::{Family, TYPES};
-use qvac_ft::train::Target;
+use qvac_ft::train::Prediction;
 
 // The largest error of a log-probability, over the deviation of the logits.
 
@@ -98,7 +98,7 @@ fn check(case: &str, model: &Path, bare: f64, with_f16: f64) {
         for (at, &segment) in row.segments.iter().enumerate().filter(|(_, s)| **s >= 0) {
             let (sample, pos) = (row.samples[segment as usize], row.positions[at] as usize);
             for label in labels(pos, samples[sample].len()) {
-                targets.push(Target { at: (r * SEQ_LEN + at) as u32, label: label as i32 });
+                targets.push(Prediction { at: (r * SEQ_LEN + at) as u32, label: label as i32 });
                 places.push((sample, pos, label));
             }
         }

@@ -4,7 +4,7 @@ use crate::data::Row;
 
 /// One prediction that counts: the hidden state of token `at` should give `label`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Target {
+pub struct Prediction {
     /// Index into the micro-batch's tokens.
     pub at: u32,
     pub label: i32,
@@ -16,7 +16,7 @@ pub struct MicroBatch {
     pub positions: Vec<i32>,
     /// `[seq_len, seq_len, 1, n_rows]`, see [`crate::model::Place::mask`].
     pub mask: Vec<f32>,
-    pub targets: Vec<Target>,
+    pub targets: Vec<Prediction>,
 }
 
 impl MicroBatch {
@@ -34,7 +34,7 @@ impl MicroBatch {
             batch.tokens[first..first + seq_len].copy_from_slice(&row.tokens);
             batch.positions[first..first + seq_len].copy_from_slice(&row.positions);
             let targets = row.targets.iter().enumerate().filter(|(_, &label)| label >= 0);
-            batch.targets.extend(targets.map(|(i, &label)| Target { at: (first + i) as u32, label }));
+            batch.targets.extend(targets.map(|(i, &label)| Prediction { at: (first + i) as u32, label }));
         }
         for r in 0..n_rows {
             let segments = rows.get(r).map(|row| row.segments.as_slice());
@@ -91,7 +91,7 @@ mod tests {
         assert_eq!(batch.tokens[6..12], row().tokens);
         assert_eq!(batch.positions[6..12], row().positions);
         assert_eq!(batch.mask[..36], batch.mask[36..72]);
-        let target = |at, label| Target { at, label };
+        let target = |at, label| Prediction { at, label };
         assert_eq!(batch.targets, [target(0, 11), target(3, 22), target(6, 11), target(9, 22)]);
         for query in 0..6 {
             let keys = &batch.mask[72 + 6 * query..][..6];

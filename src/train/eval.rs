@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::data::{ordered_rows, Dataset, LabelTask, PackMode, Row, Sample};
 
-use super::batch::{MicroBatch, Target};
+use super::batch::{MicroBatch, Prediction};
 use super::error::{Error, Result};
 use super::step::Engine;
 
@@ -125,7 +125,7 @@ fn losses_of<'d>(
             let first =
                 row.segments.iter().position(|&s| s == segment as i32).expect("a row's sample lies in it");
             let at = (r * config.seq_len + first + task.position) as u32;
-            targets.extend(task.candidates.iter().map(|(_, tokens)| Target { at, label: tokens[0] }));
+            targets.extend(task.candidates.iter().map(|(_, tokens)| Prediction { at, label: tokens[0] }));
             scored.push(task);
         }
     }

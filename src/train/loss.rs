@@ -8,7 +8,7 @@
 use crate::ggml::{Context, Dtype, Executor, Graph, Plan, Tensor};
 use crate::model::Net;
 
-use super::batch::Target;
+use super::batch::Prediction;
 use super::error::Result;
 
 /// Bytes that the logits of one chunk may take.
@@ -82,18 +82,18 @@ impl Head<Graph> {
 
 impl Head {
     /// The loss of every target. Their hidden states have been computed.
-    pub fn losses(&self, exec: &Executor, targets: &[Target]) -> Result<Vec<f32>> {
+    pub fn losses(&self, exec: &Executor, targets: &[Prediction]) -> Result<Vec<f32>> {
         self.run(exec, &self.forward, targets)
     }
 
     /// As [`Self::losses`]; also writes the gradient of `weight * sum of losses` in the hidden states.
-    pub fn losses_and_grad(&self, exec: &Executor, targets: &[Target], weight: f32) -> Result<Vec<f32>> {
+    pub fn losses_and_grad(&self, exec: &Executor, targets: &[Prediction], weight: f32) -> Result<Vec<f32>> {
         let backward = self.backward.as_ref().expect("a head built for training has a backward");
         self.grad.upload(&[weight])?;
         self.run(exec, backward, targets)
     }
 
-    fn run(&self, exec: &Executor, plan: &Plan, targets: &[Target]) -> Result<Vec<f32>> {
+    fn run(&self, exec: &Executor, plan: &Plan, targets: &[Prediction]) -> Result<Vec<f32>> {
         let mut losses = Vec::with_capacity(targets.len());
         for chunk in targets.chunks(self.chunk) {
             let mut ids = vec![self.spare; self.chunk];

@@ -26,7 +26,7 @@ mod schedule;
 mod step;
 mod trainer;
 
-pub use batch::{MicroBatch, Target};
+pub use batch::{MicroBatch, Prediction};
 pub use checkpoint::{latest as latest_checkpoint, Checkpoint, Cursor};
 pub use config::{data_hash, model_hash, How, RunConfig};
 pub use error::{Error, Result};

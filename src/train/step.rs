@@ -10,7 +10,7 @@
 use crate::ggml::{Backend, Context, Dtype, Executor, Graph, Plan, Tensor};
 use crate::model::{Lora, LoraConfig, Model, Net, Place};
 
-use super::batch::{MicroBatch, Target};
+use super::batch::{MicroBatch, Prediction};
 use super::error::{Error, Result};
 use super::loss::Head;
 use super::optimizer::{AdamW, Optimizer};
@@ -117,7 +117,7 @@ impl Engine {
     }
 
     /// The loss of each of `targets` over the tokens of `batch`.
-    pub fn losses(&self, batch: &MicroBatch, targets: &[Target]) -> Result<Vec<f32>> {
+    pub fn losses(&self, batch: &MicroBatch, targets: &[Prediction]) -> Result<Vec<f32>> {
         self.forward(batch)?;
         self.head.losses(&self.exec, targets)
     }
