@@ -393,13 +393,12 @@ fn summary(ui: &Ui, args: &Args, output: &Output) -> anyhow::Result<()> {
         (Some(loss), None) => format!("eval loss {loss:.4}, "),
         _ => String::new(),
     };
-    ui.line(format_args!(
-        "step {}: {loss}{eval}{:.0} tokens/s, {:.2} GB on {}",
-        output.steps,
-        output.tokens_per_second,
-        output.peak_device_bytes as f64 / 1e9,
-        output.device,
-    ))?;
+    let speed = match output.seconds > 0.0 {
+        true => format!("{:.0} tokens/s", output.tokens_per_second),
+        false => "no step left to do".into(),
+    };
+    let gigabytes = output.peak_device_bytes as f64 / 1e9;
+    ui.line(format_args!("step {}: {loss}{eval}{speed}, {gigabytes:.2} GB on {}", output.steps, output.device))?;
     match output.adapter {
         Some(adapter) => ui.line(adapter.display()),
         None => {
