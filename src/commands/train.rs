@@ -398,7 +398,10 @@ fn summary(ui: &Ui, args: &Args, output: &Output) -> anyhow::Result<()> {
         false => "no step left to do".into(),
     };
     let gigabytes = output.peak_device_bytes as f64 / 1e9;
-    ui.line(format_args!("step {}: {loss}{eval}{speed}, {gigabytes:.2} GB on {}", output.steps, output.device))?;
+    ui.line(format_args!(
+        "step {}: {loss}{eval}{speed}, {gigabytes:.2} GB on {}",
+        output.steps, output.device
+    ))?;
     match output.adapter {
         Some(adapter) => ui.line(adapter.display()),
         None => {

@@ -18,10 +18,10 @@ pub enum Error {
     Data(#[from] data::Error),
     #[error("the engine was built without training")]
     NotTraining,
-    #[error("step {step}: {what} is not finite{}", named(.records))]
-    NonFinite { step: u64, what: &'static str, records: Vec<Origin> },
-    #[error("step {step}: no token contributes to the loss{}", named(.records))]
-    NothingTrained { step: u64, records: Vec<Origin> },
+    #[error("{}{what} is not finite{}", at(.step), named(.records))]
+    NonFinite { step: Option<u64>, what: &'static str, records: Vec<Origin> },
+    #[error("{}no token contributes to the loss{}", at(.step), named(.records))]
+    NothingTrained { step: Option<u64>, records: Vec<Origin> },
     #[error("`{field}` is {found}, {expected} is needed")]
     Config { field: &'static str, found: String, expected: String },
     #[error("cannot {action} `{}`", .path.display())]
@@ -38,6 +38,11 @@ pub enum Error {
 
 /// Result of the `train` layer.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Which step, in training; an evaluation has none.
+fn at(step: &Option<u64>) -> String {
+    step.map_or(String::new(), |step| format!("step {step}: "))
+}
 
 /// The records to look at, a few of them.
 fn named(origins: &[Origin]) -> String {

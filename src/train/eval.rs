@@ -65,13 +65,8 @@ pub fn evaluate(
 
     let (mut sum, mut n_tokens, mut right, mut done) = (0.0, 0, 0, 0);
     for rows in rows.chunks(engine.config().n_rows) {
-        let (batch, losses, scored) = losses_of(engine, rows, &tasks_of_sample)?;
+        let (batch, losses, scored) = losses_of(engine, rows, &data.samples, &tasks_of_sample)?;
         let n = batch.targets.len();
-        if let Some(bad) = losses.iter().position(|l| !l.is_finite()) {
-            let sample = sample_at(rows, batch.targets.get(bad).map_or(0, |t| t.at as usize), seq_len);
-            let records = vec![data.samples[sample].origin.clone()];
-            return Err(Error::NonFinite { step: 0, what: "the loss", records });
-        }
         sum += losses[..n].iter().map(|&l| f64::from(l)).sum::<f64>();
         n_tokens += n;
         let mut scores = losses[n..].iter();
@@ -87,7 +82,7 @@ pub fn evaluate(
     if !by_first_token {
         let mut scores = vec![0.0; written.len()];
         for rows in written_rows.chunks(engine.config().n_rows) {
-            let (batch, losses, _) = losses_of(engine, rows, &vec![None; written.len()])?;
+            let (batch, losses, _) = losses_of(engine, rows, &written, &vec![None; written.len()])?;
             for (target, loss) in batch.targets.iter().zip(losses) {
                 scores[sample_at(rows, target.at as usize, seq_len)] += f64::from(loss);
             }
@@ -102,7 +97,7 @@ pub fn evaluate(
         }
     }
     if n_tokens == 0 {
-        return Err(Error::NothingTrained { step: 0, records: Vec::new() });
+        return Err(Error::NothingTrained { step: None, records: Vec::new() });
     }
     let of = data.label_tasks.len();
     let accuracy = (of > 0).then_some(Accuracy { right, of });
@@ -113,11 +108,14 @@ pub fn evaluate(
 fn losses_of<'d>(
     engine: &Engine,
     rows: &[Row],
+    samples: &[Sample],
     tasks: &[Option<&'d LabelTask>],
 ) -> Result<(MicroBatch, Vec<f32>, Vec<&'d LabelTask>)> {
     let config = engine.config();
     let batch = MicroBatch::new(&rows.iter().collect::<Vec<_>>(), config.n_rows, config.seq_len);
     let mut targets = batch.targets.clone();
+    let mut owners: Vec<usize> =
+        targets.iter().map(|t| sample_at(rows, t.at as usize, config.seq_len)).collect();
     let mut scored = Vec::new();
     for (r, row) in rows.iter().enumerate() {
         for (segment, &sample) in row.samples.iter().enumerate() {
@@ -126,10 +124,15 @@ fn losses_of<'d>(
                 row.segments.iter().position(|&s| s == segment as i32).expect("a row's sample lies in it");
             let at = (r * config.seq_len + first + task.position) as u32;
             targets.extend(task.candidates.iter().map(|(_, tokens)| Prediction { at, label: tokens[0] }));
+            owners.resize(targets.len(), sample);
             scored.push(task);
         }
     }
     let losses = engine.losses(&batch, &targets)?;
+    if let Some(bad) = losses.iter().position(|l| !l.is_finite()) {
+        let records = vec![samples[owners[bad]].origin.clone()];
+        return Err(Error::NonFinite { step: None, what: "the loss", records });
+    }
     Ok((batch, losses, scored))
 }
 

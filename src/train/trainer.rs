@@ -159,7 +159,7 @@ impl Trainer<'_> {
         let step = self.cursor.step;
         let trained: usize = rows.iter().map(Row::n_targets).sum();
         if trained == 0 {
-            return Err(Error::NothingTrained { step: step + 1, records: self.origins(rows) });
+            return Err(Error::NothingTrained { step: Some(step + 1), records: self.origins(rows) });
         }
         self.engine.zero_grad()?;
         let mut sum = 0.0;
@@ -172,7 +172,7 @@ impl Trainer<'_> {
             let losses = self.engine.accumulate(&batch, 1.0 / trained as f32)?;
             if let Some(bad) = losses.iter().position(|l| !l.is_finite()) {
                 let records = vec![self.origin_of(rows, batch.targets[bad].at as usize)];
-                return Err(Error::NonFinite { step: step + 1, what: "the loss", records });
+                return Err(Error::NonFinite { step: Some(step + 1), what: "the loss", records });
             }
             sum += losses.iter().map(|&l| f64::from(l)).sum::<f64>();
         }
@@ -180,7 +180,7 @@ impl Trainer<'_> {
         let grad_norm = self.engine.apply(step, lr)?;
         if !grad_norm.is_finite() {
             return Err(Error::NonFinite {
-                step: step + 1,
+                step: Some(step + 1),
                 what: "the gradient",
                 records: self.origins(rows),
             });
