@@ -238,16 +238,6 @@ impl Context {
         })
     }
 
-    /// `ne1` rows of `a` from row `first` on: a view `[ne0, ne1]` of a matrix.
-    pub fn view_rows(&self, a: &Tensor, first: i64, ne1: i64) -> Result<Tensor> {
-        let na = a.ne();
-        let ok = first >= 0 && ne1 >= 1 && first + ne1 <= na[1] && na[2] == 1 && na[3] == 1;
-        expect(ok, a, "view_rows", || format!("a matrix of at least {} rows", first + ne1))?;
-        let nb1 = a.nb()[1];
-        // SAFETY: the rows lie within `a`.
-        self.op(1, &[a], |c| unsafe { sys::ggml_view_2d(c, a.raw(), na[0], ne1, nb1, first as usize * nb1) })
-    }
-
     /// Reorders dimensions: dimension `i` of `a` becomes dimension `axes[i]` of the result.
     pub fn permute(&self, a: &Tensor, axes: [i32; 4]) -> Result<Tensor> {
         let mut seen = axes;

@@ -90,14 +90,14 @@ impl Engine {
         let head = Head::new(&net, last, dhidden.as_ref(), &exec)?;
         device_bytes += head.device_bytes;
 
-        let planned = Planner::new(&exec, embed, blocks, head)?;
+        let placed = Placed::new(&exec, embed, blocks, head)?;
         let optimizer = match (&config.training, &lora) {
             (Some((_, adamw)), Some(lora)) => Some(Optimizer::new(adamw.clone(), lora, &exec)?),
             _ => None,
         };
         device_bytes +=
             model.weights.device_bytes + lora.as_ref().map_or(0, |l| l.device_bytes) + exec.compute_bytes();
-        let Planner { embed, blocks, head } = planned;
+        let Placed { embed, blocks, head } = placed;
         Ok(Self { exec, lora, optimizer, config, inputs, dhidden, embed, blocks, head, device_bytes })
     }
 
@@ -309,13 +309,13 @@ impl<'a> Builder<'a> {
 }
 
 /// The graphs of an engine, placed in memory.
-struct Planner {
+struct Placed {
     embed: Plan,
     blocks: Vec<Block>,
     head: Head,
 }
 
-impl Planner {
+impl Placed {
     /// All graphs share one buffer, but for those that must keep their insides from forward to backward.
     fn new(exec: &Executor, embed: Graph, blocks: Vec<Block<Graph>>, head: Head<Graph>) -> Result<Self> {
         let mut shared = exec.arena()?;
