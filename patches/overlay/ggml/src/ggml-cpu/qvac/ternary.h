@@ -1,4 +1,4 @@
-// Integer-exact products with TQ1_0 and TQ2_0 weights (tier T0 of the design, docs/exactness.md).
+// Integer-exact products with TQ1_0 and TQ2_0 weights (docs/kernels.md).
 //
 // A weight is t * d with t in {-1, 0, 1}, stored as the code t + 1. Activations are quantized per token, so that a product
 // is one int32 sum, which is the same in any order, on any vector width and any number of threads.
@@ -9,6 +9,7 @@
 //             y = (((0 + float(S_0)*d_0) + float(S_1)*d_1) + ...) * (a/127), products and sums each rounded.
 //   backward  u = x*s, q1 = round_half_even(u), q2 = round_half_even((u - q1)*254)
 //             dx = (float(S1) + float(S2)/254) * ((a/127) * d); only where the whole tensor has one d
+//             (the quantizer makes both limbs; no product takes the second yet, OUT_PROD being a float GEMM)
 //
 // A token whose a is below `amax_min` counts as zero: above it s and a/127 are finite and normal, on devices that flush
 // denormals too. A token that holds a NaN or an infinity gives NaN for all of its outputs.
@@ -27,7 +28,6 @@ namespace qvac {
 
 static constexpr int64_t tq_block = 256;           // weights per block of TQ1_0 and TQ2_0
 static constexpr float   amax_min = 0x1p-119f;     // amax_min/127 is still a normal number
-static constexpr int     max_limbs = 2;
 
 static inline bool is_ternary(ggml_type type) {
     return type == GGML_TYPE_TQ1_0 || type == GGML_TYPE_TQ2_0;
