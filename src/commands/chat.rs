@@ -1,7 +1,6 @@
 //! `chat`: a conversation on the terminal, or line by line from a pipe, through libllama.
 
 use std::io::{self, BufRead as _, IsTerminal};
-use std::ops::ControlFlow;
 
 use anyhow::Context as _;
 use rustyline::error::ReadlineError;
@@ -9,7 +8,7 @@ use rustyline::DefaultEditor;
 use serde::Serialize;
 
 use super::generate::summary;
-use super::inference::{chat_tokens, ModelArgs, Ready, SamplingArgs};
+use super::inference::{chat_tokens, stream, ModelArgs, Ready, SamplingArgs};
 use super::ui::{Outcome, Ui};
 use crate::data::{Message, Template};
 use crate::error::Hint as _;
@@ -195,20 +194,8 @@ impl Chat {
         let n_cached = context.n_past(0);
         self.cached.truncate(n_cached);
 
-        let mut shown = Ok(());
-        let out =
-            llama::generate(context, &mut self.sampler, &tokens[n_cached..], self.max_tokens, &mut |piece| {
-                if !ui.json() {
-                    shown = ui.data(piece);
-                }
-                if shown.is_ok() {
-                    ControlFlow::Continue(())
-                } else {
-                    ControlFlow::Break(())
-                }
-            })
+        let out = stream(context, &mut self.sampler, &tokens[n_cached..], self.max_tokens, ui)
             .context("cannot answer")?;
-        shown?;
         self.cached.extend(&tokens[n_cached..]);
         self.cached.extend(&out.tokens);
         self.cached.truncate(context.n_past(0));

@@ -1,13 +1,12 @@
 //! `generate`: one prompt, one answer, through libllama.
 
 use std::io::{self, IsTerminal, Read};
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
 use serde::Serialize;
 
-use super::inference::{chat_tokens, ModelArgs, SamplingArgs};
+use super::inference::{chat_tokens, stream, ModelArgs, SamplingArgs};
 use super::ui::{Outcome, Problem, Ui};
 use crate::data::Message;
 use crate::llama::{self, Context, Generated, Stop, Token};
@@ -66,19 +65,8 @@ pub fn run(args: Args, ui: &Ui) -> anyhow::Result<Outcome> {
     let tokens = args.tokens(&context, &text)?;
     let max_tokens = Some(args.max_tokens).filter(|&n| n > 0);
 
-    let mut shown = Ok(());
-    let out = llama::generate(&mut context, &mut sampler, &tokens, max_tokens, &mut |piece| {
-        if !ui.json() {
-            shown = ui.data(piece);
-        }
-        if shown.is_ok() {
-            ControlFlow::Continue(())
-        } else {
-            ControlFlow::Break(())
-        }
-    })
-    .context("cannot answer the prompt")?;
-    shown?;
+    let out =
+        stream(&mut context, &mut sampler, &tokens, max_tokens, ui).context("cannot answer the prompt")?;
 
     if ui.json() {
         ui.result(&Report {

@@ -2,6 +2,7 @@
 
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::num::NonZeroU32;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -10,7 +11,9 @@ use clap::builder::RangedU64ValueParser;
 
 use super::ui::{Interrupt, Problem, Ui};
 use crate::data::{Message, Template};
-use crate::llama::{Context, ContextParams, LoraAdapter, Model, ModelParams, Sampler, SamplerParams, Token};
+use crate::llama::{
+    self, Context, ContextParams, Generated, LoraAdapter, Model, ModelParams, Sampler, SamplerParams, Token,
+};
 
 /// Which model answers, on which device.
 #[derive(Debug, clap::Args)]
@@ -157,6 +160,28 @@ impl ModelArgs {
         Template::resolve(self.chat_template.as_deref(), own.as_deref(), vocab)
             .context("cannot use the chat template")
     }
+}
+
+/// Lets the model go on from `tokens`, and shows its text as it comes, but with `--json`.
+pub fn stream(
+    context: &mut Context,
+    sampler: &mut Sampler,
+    tokens: &[Token],
+    max_tokens: Option<usize>,
+    ui: &Ui,
+) -> anyhow::Result<Generated> {
+    let mut shown = Ok(());
+    let out = llama::generate(context, sampler, tokens, max_tokens, &mut |piece| {
+        if !ui.json() {
+            shown = ui.data(piece);
+        }
+        match shown {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        }
+    })?;
+    shown?;
+    Ok(out)
 }
 
 /// Tokens of a conversation up to the header of the answer, as training sees them: special tokens parsed, BOS added
