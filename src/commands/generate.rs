@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::inference::{chat_tokens, stream, ModelArgs, SamplingArgs};
 use super::ui::{Outcome, Problem, Ui};
 use crate::data::Message;
-use crate::llama::{self, Context, Generated, Stop, Token};
+use crate::llama::{Context, Generated, Stop, Token};
 
 /// Answer one prompt, with or without an adapter
 ///
