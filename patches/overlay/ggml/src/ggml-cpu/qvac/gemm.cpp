@@ -258,6 +258,19 @@ unit_plan plan_units(const gemm_shape & s, ggml_type b_type, int nth) {
 
 }  // namespace
 
+gemm_slices slices(const ggml_tensor * dst, int64_t i) {
+    const ggml_tensor * src0 = dst->src[0];
+    const ggml_tensor * src1 = dst->src[1];
+
+    const int64_t i2  = i % dst->ne[2];
+    const int64_t i3  = i / dst->ne[2];
+    const int64_t i02 = i2 / (dst->ne[2] / src0->ne[2]);
+    const int64_t i03 = i3 / (dst->ne[3] / src0->ne[3]);
+    return { (const char *) src0->data + i02 * src0->nb[2] + i03 * src0->nb[3],
+             (const char *) src1->data + i2 * src1->nb[2] + i3 * src1->nb[3],
+             (char *) dst->data + i2 * dst->nb[2] + i3 * dst->nb[3] };
+}
+
 size_t gemm_work_size(int nth) {
     return slot_bytes * nth + 64;
 }

@@ -50,6 +50,14 @@ struct gemm_shape {
     int64_t n_batch;
 };
 
+// Where batch i of a product `dst` of src0 and src1 lies; src0 repeats along dims 2 and 3.
+struct gemm_slices {
+    const char * src0;
+    const char * src1;
+    char *       dst;
+};
+gemm_slices slices(const ggml_tensor * dst, int64_t i);
+
 // Work buffer for `nth` threads, in bytes.
 size_t gemm_work_size(int nth);
 

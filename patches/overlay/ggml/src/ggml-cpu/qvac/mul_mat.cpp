@@ -43,16 +43,10 @@ gemm_batch batch(const void * ctx, int64_t i) {
     const ggml_tensor * dst  = (const ggml_tensor *) ctx;
     const ggml_tensor * src0 = dst->src[0];
     const ggml_tensor * src1 = dst->src[1];
-
-    const int64_t i2  = i % dst->ne[2];
-    const int64_t i3  = i / dst->ne[2];
-    const int64_t i02 = i2 / (dst->ne[2] / src0->ne[2]);
-    const int64_t i03 = i3 / (dst->ne[3] / src0->ne[3]);
-
-    return { { (const char *) src1->data + i2 * src1->nb[2] + i3 * src1->nb[3], src1->nb[1], src1->nb[0] },
-             { (const char *) src0->data + i02 * src0->nb[2] + i03 * src0->nb[3], src0->type, gemm_rows::are_n, src0->nb[1],
-               src0->nb[0] },
-             (char *) dst->data + i2 * dst->nb[2] + i3 * dst->nb[3], dst->nb[1], dst->nb[0] };
+    const gemm_slices   at   = slices(dst, i);
+    return { { at.src1, src1->nb[1], src1->nb[0] },
+             { at.src0, src0->type, gemm_rows::are_n, src0->nb[1], src0->nb[0] },
+             at.dst, dst->nb[1], dst->nb[0] };
 }
 
 }  // namespace
