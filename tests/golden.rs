@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use common::device::cpu;
 use common::numeric::norm;
 use qvac_ft::data::{ordered_rows, Origin, PackMode, Row, Sample};
-use qvac_ft::ggml::{Backend, Dtype, Executor, GgufWriter};
+use qvac_ft::ggml::{Backend, Dtype, Executor, GgufFile, GgufWriter};
 use qvac_ft::model::{Lora, LoraConfig, Model, Target, ARCHITECTURES};
 use qvac_ft::train::{AdamW, Engine, EngineConfig, MicroBatch, Prediction, Recompute};
 use safetensors::SafeTensors;
@@ -184,7 +184,7 @@ fn check(architecture: &str, recompute: Recompute) {
     let dir = tempfile::tempdir().unwrap();
     let seq_len = golden.number("seq_len") as usize;
     let (samples, rows) = golden.rows(seq_len);
-    let batch = MicroBatch::new(&rows.iter().collect::<Vec<_>>(), rows.len(), seq_len);
+    let batch = MicroBatch::new(&rows, rows.len(), seq_len);
 
     let adamw = golden.json("adamw");
     let constant = |key: &str| adamw[key].as_f64().expect("a number") as f32;
@@ -198,7 +198,9 @@ fn check(architecture: &str, recompute: Recompute) {
     };
     let lr = golden.json("adamw")["lr"].as_f64().expect("a number");
     let backend = Backend::new(&cpu(), 1).unwrap();
-    let model = Model::load(&golden.write_model(dir.path()), &backend, &mut |_, _| {}).unwrap();
+    let model =
+        Model::load(&GgufFile::open(golden.write_model(dir.path())).unwrap(), &backend, &mut |_, _| {})
+            .unwrap();
     let lora = LoraConfig {
         rank: golden.number("rank") as usize,
         alpha: golden.number("alpha"),

@@ -272,7 +272,7 @@ fn packing_changes_no_sample() {
             let mut sums = vec![0.0; samples.len()];
             let rows = ordered_rows(&samples, SEQ_LEN, mode).unwrap();
             for rows in rows.chunks(4) {
-                let batch = MicroBatch::new(&rows.iter().collect::<Vec<_>>(), 4, SEQ_LEN);
+                let batch = MicroBatch::new(rows, 4, SEQ_LEN);
                 for (target, loss) in batch.targets.iter().zip(engine.losses(&batch, &batch.targets).unwrap())
                 {
                     let (row, at) = (&rows[target.at as usize / SEQ_LEN], target.at as usize % SEQ_LEN);

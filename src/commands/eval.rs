@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use serde::Serialize;
 
-use super::network::{check_context, DataArgs, NetworkArgs};
+use super::network::{DataArgs, NetworkArgs};
 use super::ui::{Outcome, Ui};
 use crate::ggml::{peak_host_bytes, GgufFile};
 use crate::model::adapter::AdapterFile;
@@ -87,8 +87,7 @@ fn evaluate_all(args: &Args, ui: &Ui) -> anyhow::Result<Outcome> {
     };
     let data = args.tokens.load(&args.network.model, &[&args.data], None, ui)?.remove(0);
     let machine = args.network.machine()?;
-    let model = args.network.load(&machine, ui)?;
-    check_context(&model, &args.network.model, args.tokens.seq_len)?;
+    let model = args.network.load(&file, args.tokens.seq_len, &machine, ui)?;
     let config = EngineConfig { seq_len: args.tokens.seq_len, n_rows: 1, lora, training: None };
     let engine = args.network.engine(&model, &machine, &config, ROWS)?;
 

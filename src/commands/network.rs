@@ -8,7 +8,7 @@ use clap::ValueEnum;
 
 use super::ui::{Problem, Ui};
 use crate::data::{Dataset, LossOn, Options};
-use crate::ggml::{self, Backend, Device, DeviceKind, Executor};
+use crate::ggml::{self, Backend, Device, DeviceKind, Executor, GgufFile};
 use crate::llama::{self, ModelParams};
 use crate::model::Model;
 use crate::train::{Engine, EngineConfig, Error};
@@ -98,14 +98,15 @@ impl NetworkArgs {
         Ok(Machine { backend, threads, fallback })
     }
 
-    /// Loads the weights onto the device.
-    pub fn load(&self, machine: &Machine, ui: &Ui) -> anyhow::Result<Model> {
+    /// Loads the weights of `file`, the model, onto the device; refuses rows longer than the model's context.
+    pub fn load(&self, file: &GgufFile, seq_len: usize, machine: &Machine, ui: &Ui) -> anyhow::Result<Model> {
         let bar = ui.progress_bytes("load", 0);
-        let model = Model::load(&self.model, &machine.backend, &mut |done, total| {
+        let model = Model::load(file, &machine.backend, &mut |done, total| {
             bar.set_len(total);
             bar.set(done);
-        });
-        Ok(model?)
+        })?;
+        check_context(&model, file.path(), seq_len)?;
+        Ok(model)
     }
 
     /// Builds the engine: with the rows per micro-batch that were asked for, else with the most, up to `most`, for which
@@ -171,7 +172,7 @@ impl DataArgs {
 }
 
 /// Refuses rows longer than the context that the model was trained on.
-pub fn check_context(model: &Model, path: &Path, seq_len: usize) -> anyhow::Result<()> {
+fn check_context(model: &Model, path: &Path, seq_len: usize) -> anyhow::Result<()> {
     if seq_len > model.hp.n_ctx_train {
         return Err(Problem::new(
             format!(

@@ -8,7 +8,7 @@ use clap::builder::RangedU64ValueParser;
 use clap::ValueEnum;
 use serde::Serialize;
 
-use super::network::{check_context, device_bytes, DataArgs, Machine, NetworkArgs};
+use super::network::{device_bytes, DataArgs, Machine, NetworkArgs};
 use super::ui::{Interrupt, Outcome, Progress, Ui};
 use crate::data::{Dataset, PackMode};
 use crate::ggml::{peak_host_bytes, GgufFile};
@@ -178,8 +178,7 @@ fn train(args: &Args, ui: &Ui) -> anyhow::Result<Outcome> {
     let free_before = machine.backend.device().memory().0;
     let mut config = run_config(args, &lora, &file, &data, &machine, time)?;
     stored.as_ref().map_or(Ok(()), |stored| config.check_same_run(stored, &args.out))?;
-    let model = args.network.load(&machine, ui)?;
-    check_context(&model, &args.network.model, args.tokens.seq_len)?;
+    let model = args.network.load(&file, args.tokens.seq_len, &machine, ui)?;
     let engine_config = EngineConfig {
         seq_len: config.seq_len,
         n_rows: 1,

@@ -12,8 +12,6 @@ mod spec;
 pub mod survey;
 mod weights;
 
-use std::path::Path;
-
 use crate::ggml::{Backend, GgufFile};
 
 pub use adapter::AdapterFile;
@@ -35,18 +33,17 @@ pub struct Model {
 }
 
 impl Model {
-    /// Loads a GGUF file; `progress` is told the bytes copied so far and in all.
-    pub fn load(path: &Path, backend: &Backend, progress: &mut dyn FnMut(u64, u64)) -> Result<Self> {
-        let file = GgufFile::open(path)?;
+    /// Loads an open GGUF file; `progress` is told the bytes copied so far and in all.
+    pub fn load(file: &GgufFile, backend: &Backend, progress: &mut dyn FnMut(u64, u64)) -> Result<Self> {
         // First: of an architecture that is not known, no key's absence is the news.
         let name = file.require_str("general.architecture")?;
         let arch = arch::find(name).ok_or_else(|| Error::Architecture {
-            path: path.into(),
+            path: file.path().into(),
             found: name.into(),
             supported: ARCHITECTURES.iter().map(|a| a.name).collect::<Vec<_>>().join(", "),
         })?;
-        let hp = Hparams::from_gguf(&file)?;
-        let weights = Weights::load(&file, arch, &hp, backend, progress)?;
+        let hp = Hparams::from_gguf(file)?;
+        let weights = Weights::load(file, arch, &hp, backend, progress)?;
         Ok(Self { name: file.get_str("general.name")?.map(Into::into), arch, hp, weights })
     }
 }

@@ -21,7 +21,7 @@ pub struct MicroBatch {
 
 impl MicroBatch {
     /// Lays out `rows`, of `seq_len` tokens each, and fills up to `n_rows` rows with padding.
-    pub fn new(rows: &[&Row], n_rows: usize, seq_len: usize) -> Self {
+    pub fn new(rows: &[Row], n_rows: usize, seq_len: usize) -> Self {
         let n_tokens = n_rows * seq_len;
         let mut batch = Self {
             tokens: vec![0; n_tokens],
@@ -74,7 +74,7 @@ mod tests {
 
     #[test]
     fn a_token_sees_itself_and_what_came_before_in_its_sample() {
-        let batch = MicroBatch::new(&[&row()], 1, 6);
+        let batch = MicroBatch::new(&[row()], 1, 6);
         let seen: Vec<String> = batch
             .mask
             .chunks(6)
@@ -86,7 +86,7 @@ mod tests {
 
     #[test]
     fn rows_lie_one_after_the_other_and_absent_ones_are_padding() {
-        let batch = MicroBatch::new(&[&row(), &row()], 3, 6);
+        let batch = MicroBatch::new(&[row(), row()], 3, 6);
         assert_eq!((batch.tokens.len(), batch.positions.len(), batch.mask.len()), (18, 18, 3 * 36));
         assert_eq!(batch.tokens[6..12], row().tokens);
         assert_eq!(batch.positions[6..12], row().positions);

@@ -81,8 +81,9 @@ pub fn evaluate(
 
     if !by_first_token {
         let mut scores = vec![0.0; written.len()];
+        let no_tasks = vec![None; written.len()];
         for rows in written_rows.chunks(engine.config().n_rows) {
-            let (batch, losses, _) = losses_of(engine, rows, &written, &vec![None; written.len()])?;
+            let (batch, losses, _) = losses_of(engine, rows, &written, &no_tasks)?;
             for (target, loss) in batch.targets.iter().zip(losses) {
                 scores[sample_at(rows, target.at as usize, seq_len)] += f64::from(loss);
             }
@@ -112,7 +113,7 @@ fn losses_of<'d>(
     tasks: &[Option<&'d LabelTask>],
 ) -> Result<(MicroBatch, Vec<f32>, Vec<&'d LabelTask>)> {
     let config = engine.config();
-    let batch = MicroBatch::new(&rows.iter().collect::<Vec<_>>(), config.n_rows, config.seq_len);
+    let batch = MicroBatch::new(rows, config.n_rows, config.seq_len);
     let mut targets = batch.targets.clone();
     let mut owners: Vec<usize> =
         targets.iter().map(|t| sample_at(rows, t.at as usize, config.seq_len)).collect();
@@ -175,7 +176,7 @@ mod tests {
 
     use super::*;
     use crate::data::Origin;
-    use crate::ggml::{Backend, Device, Dtype, Executor};
+    use crate::ggml::{Backend, Device, Dtype, Executor, GgufFile};
     use crate::model::Model;
     use crate::synth;
     use crate::train::EngineConfig;
@@ -208,7 +209,7 @@ mod tests {
         let shape = *synth::find_shape("bitnet-nano").unwrap();
         synth::write(&synth::Config::new(shape, Dtype::F16, 3), &path, &mut |_, _| ()).unwrap();
         let backend = Backend::new(&Device::by_name("cpu").unwrap(), 1).unwrap();
-        let model = Model::load(&path, &backend, &mut |_, _| ()).unwrap();
+        let model = Model::load(&GgufFile::open(&path).unwrap(), &backend, &mut |_, _| ()).unwrap();
         let config = EngineConfig { seq_len: SEQ_LEN, n_rows: 2, lora: None, training: None };
         Engine::new(&model, Executor::new(&backend, None), config).unwrap()
     }
@@ -219,7 +220,7 @@ mod tests {
         let train = (0..tokens.len()).map(|i| i >= 5).collect();
         let alone = Sample { answer_end: tokens.len(), tokens, train, ..sample.clone() };
         let rows = ordered_rows(&[alone], SEQ_LEN, PackMode::NoPack).unwrap();
-        let batch = MicroBatch::new(&[&rows[0]], 2, SEQ_LEN);
+        let batch = MicroBatch::new(&rows[..1], 2, SEQ_LEN);
         engine.losses(&batch, &batch.targets).unwrap().iter().map(|&l| f64::from(l)).sum()
     }
 

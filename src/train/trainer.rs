@@ -164,8 +164,7 @@ impl Trainer<'_> {
         self.engine.zero_grad()?;
         let mut sum = 0.0;
         for rows in rows.chunks(engine_config.n_rows) {
-            let micro: Vec<&Row> = rows.iter().collect();
-            let batch = MicroBatch::new(&micro, engine_config.n_rows, engine_config.seq_len);
+            let batch = MicroBatch::new(rows, engine_config.n_rows, engine_config.seq_len);
             if batch.targets.is_empty() {
                 continue;
             }

@@ -104,7 +104,8 @@ impl Setup {
 /// An engine for `model`, its adapter all zero.
 pub fn engine(model: &Path, setup: &Setup) -> Engine {
     let backend = Backend::new(&setup.device, setup.threads).expect("the device opens");
-    let model = Model::load(model, &backend, &mut |_, _| {}).expect("the model loads");
+    let model = Model::load(&GgufFile::open(model).expect("a GGUF file"), &backend, &mut |_, _| {})
+        .expect("the model loads");
     let config = EngineConfig {
         seq_len: setup.seq_len,
         n_rows: setup.n_rows,
@@ -154,7 +155,7 @@ pub fn rows(samples: &[Sample], seq_len: usize) -> Vec<Row> {
 
 /// One micro-batch of all `rows`.
 pub fn micro_batch(rows: &[Row]) -> MicroBatch {
-    MicroBatch::new(&rows.iter().collect::<Vec<_>>(), rows.len(), rows[0].tokens.len())
+    MicroBatch::new(rows, rows.len(), rows[0].tokens.len())
 }
 
 /// The sum of the losses of all targets, in f64.
