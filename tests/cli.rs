@@ -340,9 +340,10 @@ fn ctrl_c_stops_an_answer_and_not_the_chat() {
     let model = nano_model(dir.path());
     let program = qvac(&[]);
     let program = path(Path::new(program.get_program())).to_owned();
-    // A system prompt that takes seconds to compute, so that there is something to stop.
+    // A system prompt that takes seconds to compute, so that there is something to stop. `exec`, because a shell that
+    // stays between (dash does, bash does not) takes the signal too, and its exit code is then its own.
     let command = format!(
-        "{program} chat -v -m {} --device cpu --threads 1 --ctx-size 65536 --chat-template chatml --system '{}'",
+        "exec {program} chat -v -m {} --device cpu --threads 1 --ctx-size 65536 --chat-template chatml --system '{}'",
         path(&model),
         "many words ".repeat(5000)
     );
