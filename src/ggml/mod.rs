@@ -13,6 +13,7 @@ pub mod gguf;
 mod graph;
 mod host;
 mod ops;
+mod ops_fused;
 mod ops_train;
 mod tensor;
 

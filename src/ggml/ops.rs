@@ -255,6 +255,50 @@ impl Context {
         self.op(1, &[a], |c| unsafe { sys::ggml_transpose(c, a.raw()) })
     }
 
+    /// `a`'s numbers from element `offset` on, contiguous, in the shape `ne`; `a` is contiguous.
+    pub fn view(&self, a: &Tensor, ne: &[i64], offset: usize) -> Result<Tensor> {
+        let n = ne.iter().product::<i64>() as usize;
+        let ok = !ne.is_empty() && ne.len() <= 4 && a.is_contiguous() && offset + n <= a.n_elements();
+        expect(ok && !a.dtype().is_quantized(), a, "view", || {
+            format!("at least {} contiguous numbers", offset + n)
+        })?;
+        let dim = |i: usize| ne.get(i).copied().unwrap_or(1);
+        let size = a.dtype().type_size();
+        let (nb1, nb2) = (dim(0) as usize * size, (dim(0) * dim(1)) as usize * size);
+        let nb3 = nb2 * dim(2) as usize;
+        // SAFETY: the view lies within `a`.
+        self.op(1, &[a], |c| unsafe {
+            match ne.len() {
+                1 => sys::ggml_view_1d(c, a.raw(), dim(0), offset * size),
+                2 => sys::ggml_view_2d(c, a.raw(), dim(0), dim(1), nb1, offset * size),
+                3 => sys::ggml_view_3d(c, a.raw(), dim(0), dim(1), dim(2), nb1, nb2, offset * size),
+                _ => sys::ggml_view_4d(
+                    c,
+                    a.raw(),
+                    dim(0),
+                    dim(1),
+                    dim(2),
+                    dim(3),
+                    nb1,
+                    nb2,
+                    nb3,
+                    offset * size,
+                ),
+            }
+        })
+    }
+
+    /// Rows `[start, start + n)` of the first dimension of a matrix `a`: `[n, m]`, with `a`'s strides.
+    pub fn view_rows(&self, a: &Tensor, start: i64, n: i64) -> Result<Tensor> {
+        let [ne0, ne1, ne2, ne3] = a.ne();
+        let ok = start >= 0 && n > 0 && start + n <= ne0 && ne2 * ne3 == 1 && !a.dtype().is_quantized();
+        expect(ok, a, "view_rows", || format!("a matrix of at least {} rows", start + n))?;
+        expect_rows(a, "view_rows")?;
+        let offset = start as usize * a.dtype().type_size();
+        // SAFETY: the view lies within `a`.
+        self.op(1, &[a], |c| unsafe { sys::ggml_view_2d(c, a.raw(), n, ne1, a.nb()[1], offset) })
+    }
+
     /// A contiguous copy.
     pub fn cont(&self, a: &Tensor) -> Result<Tensor> {
         // SAFETY: any tensor can be copied.

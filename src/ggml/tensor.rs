@@ -256,10 +256,12 @@ impl Tensor {
         }
     }
 
-    /// The operation that computes it, by upstream's name.
+    /// The operation that computes it, by upstream's name or, for a fused one, ours.
     pub fn op_name(&self) -> String {
         // SAFETY: a live tensor; the string is static.
-        unsafe { std::ffi::CStr::from_ptr(sys::ggml_op_desc(self.raw())) }.to_string_lossy().into_owned()
+        unsafe { std::ffi::CStr::from_ptr(sys::ggml_train_op_desc(self.raw())) }
+            .to_string_lossy()
+            .into_owned()
     }
 
     /// The tensors it is computed from.

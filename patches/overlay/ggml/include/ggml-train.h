@@ -2,8 +2,9 @@
 
 // What training needs beyond ggml.h: graph constructors, and one question about devices.
 //
-// The constructors add no GGML_OP: GGML_OP_CROSS_ENTROPY_LOSS and its backward take this path when their labels are of type I32,
-// and upstream's when they are F32, so that schedulers, allocators and graph dumps need not know of us.
+// The constructors add no GGML_OP, so that schedulers, allocators and graph dumps need not know of us. Cross entropy is
+// GGML_OP_CROSS_ENTROPY_LOSS and its backward, ours when their labels are of type I32 and upstream's when they are F32.
+// All others are GGML_OP_CUSTOM with a mark of ours (ggml_get_train_op): a backend that does not know them refuses them.
 
 #include "ggml.h"
 #include "ggml-backend.h"
@@ -44,6 +45,123 @@ GGML_API struct ggml_tensor * ggml_cross_entropy_loss_labels_back(
         struct ggml_tensor  * logits,
         struct ggml_tensor  * labels,
         float                 scale);
+
+// --- ops of the training graph (GGML_OP_CUSTOM) ---
+//
+// Everything is F32 unless said otherwise; T is the number of tokens. docs/kernels.md has the reasons.
+
+enum ggml_train_op {
+    GGML_TRAIN_OP_NONE, // not ours
+    GGML_TRAIN_OP_TQ_QUANTIZE,
+    GGML_TRAIN_OP_TQ_MUL_MAT,
+    GGML_TRAIN_OP_TQ_MUL_MAT_BACK,
+    GGML_TRAIN_OP_LOW_RANK_PROJECT,
+    GGML_TRAIN_OP_LOW_RANK_ADD,
+    GGML_TRAIN_OP_LOW_RANK_GRAD,
+    GGML_TRAIN_OP_RMS_NORM_MUL_BACK,
+    GGML_TRAIN_OP_SWIGLU_BACK,
+    GGML_TRAIN_OP_ATTENTION,
+    GGML_TRAIN_OP_ATTENTION_BACK,
+    GGML_TRAIN_OP_COUNT,
+};
+
+GGML_API enum ggml_train_op ggml_get_train_op(const struct ggml_tensor * tensor);
+// "TQ_MUL_MAT"; for a tensor that is not ours what ggml_op_desc says.
+GGML_API const char *       ggml_train_op_desc(const struct ggml_tensor * tensor);
+// The one number that an op was made with: `scale`, or `eps`.
+GGML_API float              ggml_train_op_param(const struct ggml_tensor * tensor);
+
+// Bytes behind the limbs of a quantized token: its scale a/127 (F32), and padding.
+#define GGML_TQ_TOKEN_TAIL 16
+
+// Tokens as 8-bit integers with one scale each (contract T0; the formulas are in ternary.h of ggml-cpu/qvac).
+// A row of the result is `limbs` times n signed bytes, then a/127 as F32, then zeros up to GGML_TQ_TOKEN_TAIL.
+//
+// x      [n, T], n a multiple of 256, rows contiguous in themselves
+// limbs  1 or 2
+// result [limbs*n + GGML_TQ_TOKEN_TAIL, T] I8
+GGML_API struct ggml_tensor * ggml_tq_quantize(struct ggml_context * ctx, struct ggml_tensor * x, int limbs);
+
+// W x, exact in integers.
+//
+// w      [n, m] TQ1_0 or TQ2_0
+// xq     tq_quantize of [n, T] with one limb
+// result [m, T]
+GGML_API struct ggml_tensor * ggml_tq_mul_mat(struct ggml_context * ctx, struct ggml_tensor * w, struct ggml_tensor * xq);
+
+// add + W^T y, the product exact in integers where all blocks of w have one scale.
+//
+// w      [n, m] TQ1_0 or TQ2_0, m a multiple of 256
+// yq     tq_quantize of [m, T] with one or two limbs
+// add    [n, T] contiguous, or NULL
+// result [n, T]
+GGML_API struct ggml_tensor * ggml_tq_mul_mat_back(
+        struct ggml_context * ctx, struct ggml_tensor * w, struct ggml_tensor * yq, struct ggml_tensor * add);
+
+// z[k, t] = scale * sum_n p[n, k] * v[n, t]: LoRA's A x, and B^T dy with p = transpose(B).
+//
+// p      [n, r], any strides
+// v      [n, T], rows contiguous in themselves
+// result [r, T]
+GGML_API struct ggml_tensor * ggml_low_rank_project(
+        struct ggml_context * ctx, struct ggml_tensor * p, struct ggml_tensor * v, float scale);
+
+// y[n, t] = y[n, t] + scale * sum_k p[n, k] * z[k, t] + add[n, t], written over y: LoRA's B (A x) with p = transpose(B),
+// and A^T (B^T dy) with p = A; `add` is a residual.
+//
+// y      [n, T] contiguous
+// p      [n, r], any strides
+// z      [r, T], rows contiguous in themselves
+// add    [n, T] contiguous, or NULL
+// result a view of y
+GGML_API struct ggml_tensor * ggml_low_rank_add(
+        struct ggml_context * ctx, struct ggml_tensor * y, struct ggml_tensor * p, struct ggml_tensor * z,
+        struct ggml_tensor * add, float scale);
+
+// grad[n, k] = grad[n, k] + scale * sum_t v[n, t] * z[k, t], written over grad: the gradients of A, and of B with
+// grad = transpose(dB).
+//
+// grad   [n, r], any strides
+// v      [n, T], z [r, T]: rows contiguous in themselves
+// result a view of grad
+GGML_API struct ggml_tensor * ggml_low_rank_grad(
+        struct ggml_context * ctx, struct ggml_tensor * grad, struct ggml_tensor * v, struct ggml_tensor * z, float scale);
+
+// add + the gradient of mul(rms_norm(x, eps), w) in x.
+//
+// dy, x  [n, T] contiguous
+// w      [n]
+// add    [n, T] contiguous, or NULL
+// result [n, T]
+GGML_API struct ggml_tensor * ggml_rms_norm_mul_back(
+        struct ggml_context * ctx, struct ggml_tensor * dy, struct ggml_tensor * x, struct ggml_tensor * w,
+        struct ggml_tensor * add, float eps);
+
+// The gradients of silu(gate) * up.
+//
+// dy, gate, up [n, T] contiguous
+// result       [n, T, 2]: of gate, then of up
+GGML_API struct ggml_tensor * ggml_swiglu_back(
+        struct ggml_context * ctx, struct ggml_tensor * dy, struct ggml_tensor * gate, struct ggml_tensor * up);
+
+// Causal attention within samples: token t of head h looks at the tokens first(t) .. t. Query head h uses key head
+// h / (H / H_kv). No [T, T] matrix is made.
+//
+// q        [D, H, T], k and v [D, H_kv, T], contiguous
+// segments [2, T] I32: the first and the last token of the sample that t belongs to; samples lie one after another
+// result   [D*H*T + H*T]: the output [D, H, T], then log(sum_j exp(scale * q.k_j)) [H, T]
+GGML_API struct ggml_tensor * ggml_attention(
+        struct ggml_context * ctx, struct ggml_tensor * q, struct ggml_tensor * k, struct ggml_tensor * v,
+        struct ggml_tensor * segments, float scale);
+
+// The gradients of the above in q, k and v.
+//
+// fwd    what ggml_attention gave
+// dy     [D, H, T], the gradient of its output
+// result [D*H*T + 2*D*H_kv*T]: dq [D, H, T], dk [D, H_kv, T], dv [D, H_kv, T]
+GGML_API struct ggml_tensor * ggml_attention_back(
+        struct ggml_context * ctx, struct ggml_tensor * q, struct ggml_tensor * k, struct ggml_tensor * v,
+        struct ggml_tensor * segments, struct ggml_tensor * fwd, struct ggml_tensor * dy, float scale);
 
 // Whether `dev` is a GPU interface that the CPU imitates, such as Vulkan's lavapipe. Its ggml_backend_dev_type says GPU
 // (anything else would take it for the host's own CPU device or for an accelerator of it), yet it is slower than the CPU

@@ -49,10 +49,10 @@ cross_entropy_push_constants push_constants(
 } // namespace
 
 void ggml_vk_qvac_load_cross_entropy(vk_device & device, const vk_qvac_create_pipeline & create) {
-    create(device->qvac.cross_entropy, "qvac_cross_entropy", qvac_cross_entropy_len, qvac_cross_entropy_data, 3,
-           sizeof(cross_entropy_push_constants), { 1, 1, 1 }, { BLOCK_SIZE });
-    create(device->qvac.cross_entropy_back, "qvac_cross_entropy_back", qvac_cross_entropy_back_len, qvac_cross_entropy_back_data, 4,
-           sizeof(cross_entropy_push_constants), { 1, 1, 1 }, { BLOCK_SIZE });
+    create(device->qvac->cross_entropy, "qvac_cross_entropy", qvac_cross_entropy_len, qvac_cross_entropy_data, 3,
+           sizeof(cross_entropy_push_constants), { 1, 1, 1 }, { BLOCK_SIZE }, 0);
+    create(device->qvac->cross_entropy_back, "qvac_cross_entropy_back", qvac_cross_entropy_back_len, qvac_cross_entropy_back_data, 4,
+           sizeof(cross_entropy_push_constants), { 1, 1, 1 }, { BLOCK_SIZE }, 0);
 }
 
 bool ggml_vk_qvac_cross_entropy_is_labels(const ggml_tensor * op) {
@@ -77,7 +77,7 @@ void ggml_vk_qvac_cross_entropy_loss(ggml_backend_vk_context * ctx, vk_context &
     const ggml_tensor * logits = dst->src[0]; // [n_vocab, n_rows]
     const ggml_tensor * labels = dst->src[1]; // [n_rows]
 
-    vk_pipeline pipeline = ctx->device->qvac.cross_entropy;
+    vk_pipeline pipeline = ctx->device->qvac->cross_entropy;
     ggml_pipeline_request_descriptor_sets(ctx, pipeline, 1);
     ggml_vk_dispatch_pipeline(ctx, subctx, pipeline,
         { ggml_vk_tensor_subbuffer(ctx, logits, true), ggml_vk_tensor_subbuffer(ctx, labels, true), ggml_vk_tensor_subbuffer(ctx, dst, true) },
@@ -89,7 +89,7 @@ void ggml_vk_qvac_cross_entropy_loss_back(ggml_backend_vk_context * ctx, vk_cont
     const ggml_tensor * logits = dst->src[1]; // [n_vocab, n_rows]
     const ggml_tensor * labels = dst->src[2]; // [n_rows]
 
-    vk_pipeline pipeline = ctx->device->qvac.cross_entropy_back;
+    vk_pipeline pipeline = ctx->device->qvac->cross_entropy_back;
     ggml_pipeline_request_descriptor_sets(ctx, pipeline, 1);
     ggml_vk_dispatch_pipeline(ctx, subctx, pipeline,
         { ggml_vk_tensor_subbuffer(ctx, grad, true), ggml_vk_tensor_subbuffer(ctx, logits, true),

@@ -2,6 +2,8 @@
 
 #include "ops.h"
 
+#include "ggml-train.h"
+
 namespace {
 
 bool is_ours(const ggml_tensor * op) {
@@ -11,6 +13,8 @@ bool is_ours(const ggml_tensor * op) {
         case GGML_OP_CROSS_ENTROPY_LOSS:
         case GGML_OP_CROSS_ENTROPY_LOSS_BACK:
             return ggml_vk_qvac_cross_entropy_is_labels(op);
+        case GGML_OP_CUSTOM:
+            return ggml_get_train_op(op) != GGML_TRAIN_OP_NONE;
         default:
             return false;
     }
@@ -19,6 +23,9 @@ bool is_ours(const ggml_tensor * op) {
 } // namespace
 
 void ggml_vk_qvac_load_shaders(vk_device & device, const vk_qvac_create_pipeline & create) {
+    if (!device->qvac) {
+        device->qvac = std::make_shared<vk_qvac_device>();
+    }
     ggml_vk_qvac_load_out_prod(device, create);
     ggml_vk_qvac_load_cross_entropy(device, create);
 }
@@ -27,12 +34,51 @@ vk_qvac_answer ggml_vk_qvac_supports_op(const vk_device & device, const ggml_ten
     if (!is_ours(op)) {
         return ggml_vk_qvac_beyond_upstream(device, op) ? vk_qvac_answer::no : vk_qvac_answer::upstream;
     }
-    const bool supported = op->op == GGML_OP_OUT_PROD ? ggml_vk_qvac_out_prod_supported(device, op)
-                                                      : ggml_vk_qvac_cross_entropy_supported(device, op);
+    bool supported = false;
+    switch (op->op) {
+        case GGML_OP_OUT_PROD:
+            supported = ggml_vk_qvac_out_prod_supported(device, op);
+            break;
+        case GGML_OP_CUSTOM:
+            switch (ggml_get_train_op(op)) {
+                default:
+                    break;
+            }
+            break;
+        default:
+            supported = ggml_vk_qvac_cross_entropy_supported(device, op);
+            break;
+    }
     return supported ? vk_qvac_answer::yes : vk_qvac_answer::no;
 }
 
-bool ggml_vk_qvac_dispatch(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * node) {
+void ggml_vk_qvac_graph_begin(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph) {
+    if (!ctx->qvac) {
+        ctx->qvac = std::make_shared<vk_qvac_context>();
+    }
+    GGML_UNUSED(cgraph);
+}
+
+bool ggml_vk_qvac_fuse(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph, int node_idx, const char ** name, bool * elementwise) {
+    const ggml_tensor * node = cgraph->nodes[node_idx];
+    if (!is_ours(node)) {
+        return false;
+    }
+    // One node by itself, under its own name in GGML_VK_PERF_LOGGER's table.
+    ctx->num_additional_fused_ops = 0;
+    if (node->op == GGML_OP_CUSTOM) {
+        *name = ggml_train_op_desc(node);
+    }
+    GGML_UNUSED(elementwise);
+    return true;
+}
+
+void ggml_vk_qvac_written(ggml_tensor * tensor) {
+    GGML_UNUSED(tensor);
+}
+
+bool ggml_vk_qvac_dispatch(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_cgraph * cgraph, int node_idx) {
+    ggml_tensor * node = cgraph->nodes[node_idx];
     if (!is_ours(node)) {
         return false;
     }
@@ -43,8 +89,14 @@ bool ggml_vk_qvac_dispatch(ggml_backend_vk_context * ctx, vk_context & subctx, g
         case GGML_OP_CROSS_ENTROPY_LOSS:
             ggml_vk_qvac_cross_entropy_loss(ctx, subctx, node);
             break;
-        default:
+        case GGML_OP_CROSS_ENTROPY_LOSS_BACK:
             ggml_vk_qvac_cross_entropy_loss_back(ctx, subctx, node);
+            break;
+        default:
+            switch (ggml_get_train_op(node)) {
+                default:
+                    GGML_ABORT("%s: not supported", ggml_train_op_desc(node));
+            }
             break;
     }
     return true;

@@ -3,6 +3,7 @@
 // What the files of this folder need of each other: each op has a file of its own, and dispatch.cpp knows them all.
 
 #include "qvac-vulkan.h"
+#include "state.h"
 
 // upstream_limits.cpp
 bool ggml_vk_qvac_beyond_upstream(const vk_device & device, const ggml_tensor * op);

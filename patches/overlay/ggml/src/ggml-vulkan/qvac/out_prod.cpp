@@ -99,8 +99,8 @@ void ggml_vk_qvac_load_out_prod(vk_device & device, const vk_qvac_create_pipelin
                 continue;
             }
             const tile_shape & tile = TILES[shape];
-            create(device->qvac.out_prod[shader.type][shape], shader.name, shader.size, shader.data, 3,
-                   sizeof(out_prod_push_constants), { tile.BM, tile.BN, 1 }, tile.constants());
+            create(device->qvac->out_prod[shader.type][shape], shader.name, shader.size, shader.data, 3,
+                   sizeof(out_prod_push_constants), { tile.BM, tile.BN, 1 }, tile.constants(), 0);
         }
     }
 }
@@ -125,7 +125,7 @@ void ggml_vk_qvac_out_prod(ggml_backend_vk_context * ctx, vk_context & subctx, g
     const ggml_tensor * src0 = dst->src[0]; // [M, K, ne2/ratio2, ne3/ratio3]
     const ggml_tensor * src1 = dst->src[1]; // [N, K, ne2, ne3]
 
-    vk_pipeline pipeline = ctx->device->qvac.out_prod[src0->type][shape_of(dst)];
+    vk_pipeline pipeline = ctx->device->qvac->out_prod[src0->type][shape_of(dst)];
     ggml_pipeline_request_descriptor_sets(ctx, pipeline, 1);
 
     const auto stride = ggml_vk_qvac_stride;

@@ -11,7 +11,8 @@
 // How ggml_vk_load_shaders makes a pipeline known; it compiles only what is asked for later.
 using vk_qvac_create_pipeline = std::function<void(
     vk_pipeline & pipeline, const char * name, size_t spv_size, const void * spv_data, uint32_t n_buffers,
-    uint32_t push_constant_size, std::array<uint32_t, 3> wg_denoms, const std::vector<uint32_t> & constants)>;
+    uint32_t push_constant_size, std::array<uint32_t, 3> wg_denoms, const std::vector<uint32_t> & constants,
+    uint32_t subgroup_size)>; // 0: as the driver likes; else full subgroups of this size
 
 void ggml_vk_qvac_load_shaders(vk_device & device, const vk_qvac_create_pipeline & create);
 
@@ -23,8 +24,18 @@ enum class vk_qvac_answer {
 
 vk_qvac_answer ggml_vk_qvac_supports_op(const vk_device & device, const ggml_tensor * op);
 
-// Records `node` and says true, or leaves it to upstream and says false.
-bool ggml_vk_qvac_dispatch(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * node);
+// A graph begins: nothing of an earlier one holds any more.
+void ggml_vk_qvac_graph_begin(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph);
+
+// Whether we decide how many nodes from `node_idx` on are recorded as one; then ctx->num_additional_fused_ops,
+// `name` and the first `elementwise` are set as upstream's own fusions set them.
+bool ggml_vk_qvac_fuse(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph, int node_idx, const char ** name, bool * elementwise);
+
+// Records the node (and those fused with it) and says true, or leaves it to upstream and says false.
+bool ggml_vk_qvac_dispatch(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_cgraph * cgraph, int node_idx);
+
+// The host wrote into `tensor`.
+void ggml_vk_qvac_written(ggml_tensor * tensor);
 
 void ggml_vk_qvac_list_software_devices(const std::vector<vk::PhysicalDevice> & devices);
 void * ggml_vk_qvac_get_proc_address(ggml_backend_reg_t reg, const char * name);
