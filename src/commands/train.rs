@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime};
 
 use anyhow::Context as _;
-use clap::builder::RangedU64ValueParser;
+use clap::builder::{RangedI64ValueParser, RangedU64ValueParser};
 use clap::ValueEnum;
 use serde::Serialize;
 
@@ -17,7 +17,7 @@ use crate::model::{LoraConfig, Model, Target};
 use crate::train::{
     data_hash, latest_checkpoint, model_hash, steps_in, AdamW, Checkpoint, Cursor, Decay, Engine,
     EngineConfig, EvalRecord, How, Observer, Recompute, Report, RunConfig, Schedule, StepRecord, Stop,
-    Trainer,
+    Trainer, TrainingConfig,
 };
 
 /// Train a LoRA adapter on a file of chats
@@ -71,6 +71,11 @@ pub struct Args {
     /// Compute each block's forward again in the backward: a third more work, memory for one block only
     #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
     recompute: RecomputeArg,
+
+    /// 8-bit integers that a gradient is cut into for the products with ternary weights: 2 keeps 15 bits of it, 1 is
+    /// faster
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = RangedI64ValueParser::<i64>::new().range(1..=2))]
+    backward_limbs: i64,
 }
 
 /// What the adapter is and how it is optimised.
@@ -183,13 +188,14 @@ fn train(args: &Args, ui: &Ui) -> anyhow::Result<Outcome> {
         seq_len: config.seq_len,
         n_rows: 1,
         lora: Some(lora),
-        training: Some((
-            match args.recompute {
+        training: Some(TrainingConfig {
+            recompute: match args.recompute {
                 RecomputeArg::On => Recompute::On,
                 RecomputeArg::Off => Recompute::Off,
             },
-            config.adamw.clone(),
-        )),
+            adamw: config.adamw.clone(),
+            backward_limbs: config.backward_limbs,
+        }),
     };
     let engine = args.network.engine(&model, &machine, &engine_config, config.rows_per_step())?;
     config.how.micro_batch_rows = engine.config().n_rows;
@@ -292,6 +298,7 @@ fn run_config(
         targets: lora.targets.iter().map(|t| t.name().into()).collect(),
         init_adapter: args.adapter.clone(),
         seq_len: args.tokens.seq_len,
+        backward_limbs: args.backward_limbs,
         batch_tokens: o.batch_tokens.unwrap_or_else(|| default_batch(args.tokens.seq_len)),
         pack: if args.no_pack { PackMode::NoPack } else { PackMode::Pack },
         loss_on: args.tokens.loss_on.into(),

@@ -224,6 +224,15 @@ impl Tensor {
         ffi::status(call).map_err(|f| Error::Copy { tensor: self.name(), op, reason: f.reason })
     }
 
+    /// The tensor whose memory it is: itself, unless it is a view.
+    pub fn base(&self) -> Self {
+        match NonNull::new(self.get().view_src) {
+            // SAFETY: a view's context keeps alive what it views.
+            Some(base) => unsafe { Self::from_raw(base.as_ptr(), &self.ctx) },
+            None => self.clone(),
+        }
+    }
+
     /// Puts a tensor that has no data over `flat`'s data, `offset` bytes from its start. The two share the memory.
     pub fn place_in(&self, flat: &Self, offset: usize) -> Result<()> {
         flat.check_range("place_in", offset, self.nbytes())?;
