@@ -152,19 +152,38 @@ impl Backend {
         Ok(backend)
     }
 
-    /// Goes through the registry, so that it also finds a CPU variant that was loaded at run time.
     fn set_n_threads(&self, n_threads: usize) {
-        let name = c"ggml_backend_set_n_threads";
-        // SAFETY: a live device has a registry; the function looked up under that name has that type.
-        unsafe {
-            let reg = sys::ggml_backend_dev_backend_reg(self.device().raw());
-            let f = sys::ggml_backend_reg_get_proc_address(reg, name.as_ptr());
-            if !f.is_null() {
-                type SetThreads = unsafe extern "C" fn(*mut sys::ggml_backend, i32);
-                let f = std::mem::transmute::<*mut std::ffi::c_void, SetThreads>(f);
-                f(self.raw(), n_threads.max(1) as i32);
+        type SetThreads = unsafe extern "C" fn(*mut sys::ggml_backend, i32);
+        if let Some(f) = self.proc_address(c"ggml_backend_set_n_threads") {
+            // SAFETY: the function of that name has that type; a live backend of its registry.
+            unsafe {
+                std::mem::transmute::<*mut std::ffi::c_void, SetThreads>(f)(
+                    self.raw(),
+                    n_threads.max(1) as i32,
+                )
             }
         }
+    }
+
+    /// Computes by plain reference kernels from now on, where the backend has them; whether it does.
+    pub fn use_references(&self) -> bool {
+        type SetUseRef = unsafe extern "C" fn(*mut sys::ggml_backend, bool);
+        let f = self.proc_address(c"ggml_backend_cpu_set_use_ref");
+        if let Some(f) = f {
+            // SAFETY: the function of that name has that type; a live backend of its registry, the CPU's.
+            unsafe { std::mem::transmute::<*mut std::ffi::c_void, SetUseRef>(f)(self.raw(), true) }
+        }
+        f.is_some()
+    }
+
+    /// A function of the backend's registry: it also knows those of a CPU variant that was loaded at run time.
+    fn proc_address(&self, name: &std::ffi::CStr) -> Option<*mut std::ffi::c_void> {
+        // SAFETY: a live device has a registry.
+        let f = unsafe {
+            let reg = sys::ggml_backend_dev_backend_reg(self.device().raw());
+            sys::ggml_backend_reg_get_proc_address(reg, name.as_ptr())
+        };
+        (!f.is_null()).then_some(f)
     }
 
     pub fn device(&self) -> &Device {

@@ -1,6 +1,9 @@
-// Quantization of a token and the scales of a TQ tensor (the formulas of ternary.h).
+// Quantization of tokens and the scales of a TQ tensor (the formulas of ternary.h).
 
 #include "ternary.h"
+
+#include "ggml-cpu-impl.h"
+#include "kernels.h"
 
 #define GGML_COMMON_DECL_CPP
 #include "ggml-common.h"
@@ -149,6 +152,26 @@ float tq_quantize(const char * x, size_t nb, int64_t n, int limbs, int8_t * q, s
         sums[1] += s2;
     }
     return a / 127.0f;
+}
+
+float tq_token_scale(const ggml_tensor * q, int64_t token) {
+    float scale;
+    memcpy(&scale, (const char *) q->data + (token + 1) * q->nb[1] - GGML_TQ_TOKEN_TAIL, sizeof(scale));
+    return scale;
+}
+
+bool tq_quantize_tokens(const ggml_compute_params * params, ggml_tensor * dst) {
+    const ggml_tensor * x     = dst->src[0];
+    const int64_t       n     = x->ne[0];
+    const int           limbs = tq_limbs(dst, n);
+    for (int64_t token = params->ith; token < x->ne[1]; token += params->nth) {
+        int8_t *    q = (int8_t *) dst->data + token * dst->nb[1];
+        int32_t     unused[2];
+        const float scale = tq_quantize((const char *) x->data + token * x->nb[1], sizeof(float), n, limbs, q, n, unused);
+        memset(q + limbs * n, 0, GGML_TQ_TOKEN_TAIL);
+        memcpy(q + limbs * n, &scale, sizeof(scale));
+    }
+    return true;
 }
 
 }  // namespace qvac

@@ -1,6 +1,7 @@
-// MUL_MAT with a TQ1_0 or TQ2_0 src0 on the CPU, by the forward formula of ternary.h.
+// MUL_MAT with a TQ1_0 or TQ2_0 src0 and TQ_MUL_MAT on the CPU, by the forward formula of ternary.h.
 //
-// First all threads quantize the tokens and scan the scales; after a barrier, units of rows are handed out.
+// First all threads quantize the tokens (TQ_MUL_MAT's are already), arrange them and scan the scales; after a barrier,
+// units of rows are handed out.
 
 #include "ternary.h"
 
@@ -81,20 +82,29 @@ struct task {
     const char * row(int64_t r) const { return (const char *) w->data + r * w->nb[1]; }
 };
 
-void quantize(const task & t, int64_t token, char * slot) {
-    const int64_t n = t.w->ne[0];
-    int8_t *      q = (int8_t *) slot;
+// q of a token, its scale and its sum; `slot` takes q where it must be made.
+const int8_t * token_q(const task & t, int64_t token, char * slot) {
+    const int64_t       n     = t.w->ne[0];
+    const ggml_tensor * x     = t.dst->src[1];
+    float &             scale = t.at<float>(t.l.scale)[token];
+    int32_t &           sum   = t.at<int32_t>(t.l.sums)[token];
+    if (x->type == GGML_TYPE_I8) {
+        scale            = tq_token_scale(x, token);
+        const int8_t * q = (const int8_t *) t.src(token);
+        sum              = tq_sum(q, n);
+        return q;
+    }
+    scale = tq_quantize(t.src(token), x->nb[0], n, 1, (int8_t *) slot, n, &sum);
+    return (const int8_t *) slot;
+}
 
-    t.at<float>(t.l.scale)[token] =
-        tq_quantize(t.src(token), t.dst->src[1]->nb[0], n, 1, q, n, t.at<int32_t>(t.l.sums) + token);
+void arrange(const task & t, int64_t token, char * slot) {
+    const int64_t  n = t.w->ne[0];
+    const int8_t * q = token_q(t, token, slot);
 
     int32_t * block_sums = t.at<int32_t>(t.l.block_sums) + token * t.l.n_blocks;
     for (int64_t b = 0; b < t.l.n_blocks; ++b) {
-        int32_t s = 0;
-        for (int64_t i = 0; i < tq_block; ++i) {
-            s += q[b * tq_block + i];
-        }
-        block_sums[b] = s;
+        block_sums[b] = tq_sum(q + b * tq_block, tq_block);
     }
     if (t.l.n_tokens <= vec_tokens) {
         tq_vec_arrange(t.w->type, q, n, t.at<int8_t>(t.l.q) + token * t.l.arranged_stride);
@@ -229,6 +239,9 @@ void run_panels(const task & t, int64_t r0, int64_t r1, int64_t t0, int64_t t1, 
 }
 
 bool supported(const ggml_tensor * dst) {
+    if (ggml_get_train_op(dst) == GGML_TRAIN_OP_TQ_MUL_MAT) {
+        return true;
+    }
     const ggml_tensor * w = dst->src[0];
     return is_ternary(w->type) && dst->src[1]->type == GGML_TYPE_F32 && dst->type == GGML_TYPE_F32 && w->ne[2] == 1 &&
            w->ne[3] == 1 && w->nb[0] == ggml_type_size(w->type) && dst->nb[0] == sizeof(float);
@@ -261,7 +274,7 @@ bool ternary_mul_mat(const ggml_compute_params * params, ggml_tensor * dst) {
     const int64_t own1       = n_rows * (ith + 1) / nth;
     char *        slot       = t.at<char>(t.l.slots + ith * t.l.slot);
     for (int64_t i = ith; i < t.l.n_tokens; i += nth) {
-        quantize(t, i, slot);
+        arrange(t, i, slot);
     }
     if (ith == 0) {
         ggml_threadpool_chunk_set(params->threadpool, nth);
