@@ -11,4 +11,9 @@ static void qvac_shaders() {
     }
     string_to_spv("qvac_cross_entropy",      "qvac_cross_entropy.comp",      {});
     string_to_spv("qvac_cross_entropy_back", "qvac_cross_entropy_back.comp", {});
+    string_to_spv("qvac_low_rank_project",   "qvac_low_rank_project.comp",   {});
+    string_to_spv("qvac_low_rank_add",       "qvac_low_rank_add.comp",       {});
+    string_to_spv("qvac_low_rank_grad",      "qvac_low_rank_grad.comp",      {});
+    string_to_spv("qvac_rms_norm_mul_back",  "qvac_rms_norm_mul_back.comp",  {});
+    string_to_spv("qvac_swiglu_back",        "qvac_swiglu_back.comp",        {});
 }
