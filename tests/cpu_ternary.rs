@@ -122,9 +122,12 @@ fn ternary_mul_mat_is_exact() {
     let mut rng = Rng(3);
     for dtype in TYPES {
         for scales in [Scales::One, Scales::OneAndZeroBlocks, Scales::Mixed] {
+            // odd rows by few numbers of tokens, and one shape by all that row by row products have a case for
             for (k, n) in [(256, 1), (512, 31), (512, 33), (768, 70)] {
                 let w = ternary(dtype, k, n, scales, &mut rng);
-                for m in [1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 30] {
+                let tokens: &[usize] =
+                    if n == 33 { &[2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 30] } else { &[1, 8, 13] };
+                for &m in tokens {
                     let x = Operand::random(Dtype::F32, &[k as i64, m as i64], &mut rng);
                     let y = exactly(&[&w.operand, &x], |ctx, t| ctx.mul_mat(&t[0], &t[1]).unwrap()); // [n, m]
                     let want = ternary_reference(&w, k, n, &x.values);
