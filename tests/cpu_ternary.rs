@@ -243,10 +243,15 @@ fn back_reference(w: &Ternary, [n, m]: [usize; 2], y: &[f32], limbs: usize, add:
     let mut dx = Vec::new();
     for token in y.chunks(m) {
         let (q, scale) = quantize(token, limbs);
+        let mut sums = vec![vec![0i32; n]; limbs];
+        for (sums, q) in sums.iter_mut().zip(&q) {
+            for (q, row) in q.iter().zip(w.t.chunks(n)) {
+                sums.iter_mut().zip(row).for_each(|(s, t)| *s += q * t);
+            }
+        }
         for c in 0..n {
-            let sum = |q: &Vec<i32>| (0..m).map(|r| q[r] * w.t[r * n + c]).sum::<i32>() as f32;
-            let low = q.get(1).map_or(0.0, |q| sum(q) / 254.0);
-            let v = (sum(&q[0]) + low) * (scale * d);
+            let low = sums.get(1).map_or(0.0, |s| s[c] as f32 / 254.0);
+            let v = (sums[0][c] as f32 + low) * (scale * d);
             dx.push(add.map_or(v, |add| v + add[dx.len()]));
         }
     }

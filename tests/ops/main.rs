@@ -9,6 +9,8 @@ mod cross_entropy;
 #[path = "../common/device.rs"]
 mod device;
 mod forward;
+mod fused_back;
+mod low_rank;
 mod out_prod;
 mod ternary;
 mod ternary_reference;

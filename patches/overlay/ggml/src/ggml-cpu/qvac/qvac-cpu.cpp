@@ -2,6 +2,7 @@
 
 #include "qvac-cpu.h"
 
+#include "fused.h"
 #include "ggml-cpu-impl.h"
 #include "ggml-train.h"
 #include "kernels.h"
@@ -15,7 +16,7 @@ static bool compute_train_op(const ggml_compute_params * params, ggml_tensor * d
         case GGML_TRAIN_OP_TQ_MUL_MAT_BACK:
             return qvac::ternary_mul_mat_back(params, dst);
         default:
-            return false;
+            return qvac::fused(params, dst);
     }
 }
 
@@ -26,7 +27,7 @@ static size_t train_op_work_size(int n_tasks, const ggml_tensor * dst) {
         case GGML_TRAIN_OP_TQ_MUL_MAT_BACK:
             return qvac::ternary_mul_mat_back_work_size(n_tasks, dst);
         default:
-            return 0;
+            return qvac::fused_work_size(n_tasks, dst);
     }
 }
 

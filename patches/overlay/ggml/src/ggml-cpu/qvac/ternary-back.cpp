@@ -127,7 +127,7 @@ void run_unit(const task & t, float d, int64_t b0, int64_t r0, int64_t r1, int64
         const int64_t    col   = b0 * tq_block + p * tile_nr;
         for (int64_t r = r0; r < r1; r += tile_mr) {
             const int mr = (int) std::min<int64_t>(tile_mr, r1 - r);
-            int32_t   s[tile_mr * tile_nr];
+            alignas(line) int32_t s[tile_mr * tile_nr];
             tile_int8(mr, l.n4(), t.at<uint32_t>(l.a) + r * l.n4(), t.at<int32_t>(l.sums) + r, panel, s);
             for (int i = 0; i < mr; i += l.limbs) {
                 const int64_t   token = (r + i) / l.limbs;
@@ -145,6 +145,7 @@ void run_exact(const ggml_compute_params * params, const task & t, float d) {
     const int64_t  n_chunks = (l.rows() + l.chunk - 1) / l.chunk;
     const int64_t  row0     = l.n4() * params->ith / params->nth * 4;
     const int64_t  row1     = l.n4() * (params->ith + 1) / params->nth * 4;
+    const tile_scope scope;
     for (int64_t b0 = 0; b0 < l.n_blocks; b0 += l.group) {
         const int64_t n_b = std::min(l.group, l.n_blocks - b0);
         for (int64_t b = 0; b < n_b; ++b) {

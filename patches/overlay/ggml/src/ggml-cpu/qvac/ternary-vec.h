@@ -15,7 +15,8 @@ void   tq_vec_arrange(ggml_type type, const int8_t * q, int64_t n, int8_t * out)
 
 // sum[t] for one row and n_tokens arranged tokens `stride` bytes apart, less base[t]; n weights from block b0 on.
 // `end` is the end of the tensor's data: nothing beyond is read.
-void tq_vec_dot(ggml_type type, const char * row, int64_t b0, int64_t n, const char * end, int n_tokens, const int8_t * arranged,
-                size_t stride, const int32_t * base, int32_t * sum);
+// Returns the bits in which a block's scale differs from `d`: the scales lie beside the weights and cost nothing here.
+uint16_t tq_vec_dot(ggml_type type, const char * row, int64_t b0, int64_t n, uint16_t d, const char * end, int n_tokens,
+                    const int8_t * arranged, size_t stride, const int32_t * base, int32_t * sum);
 
 }  // namespace qvac

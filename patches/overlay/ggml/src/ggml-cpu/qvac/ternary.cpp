@@ -26,8 +26,7 @@ struct layout {
 };
 
 constexpr size_t  line       = 64;
-constexpr int64_t max_tokens = 504;  // whole tiles on every target; their q stay in the second-level cache
-static_assert(max_tokens % tile_mr == 0, "a unit begins at a tile");
+constexpr int64_t max_tokens = 512 / tile_mr * tile_mr;  // whole tiles, whose q stay in the second-level cache
 
 size_t pad(size_t n) {
     return (n + line - 1) / line * line;
@@ -134,27 +133,25 @@ vec_operands vec_of(const task & t) {
 // Few tokens, rows [r0, r1), as if the tensor had one scale. Returns what the scales were: where the tensor's turn out to
 // be mixed, the outputs are computed again. Weights are read from memory once this way.
 tq_scales run_vec(const task & t, int64_t r0, int64_t r1) {
-    constexpr int64_t  step = 16;  // rows whose scales are read at once, shortly before their weights
-    const vec_operands v    = vec_of(t);
-    tq_scales          all  = { tq_scale::none, 0 };
-    for (int64_t r = r0; r < r1; r += step) {
-        const int64_t   end  = std::min(r + step, r1);
-        const tq_scales rows = tq_scan(t.w, r, end);
-        all                  = tq_merge(all, rows);
-        if (all.kind == tq_scale::mixed) {
-            break;
-        }
-        float       factor[vec_tokens];
-        const float d = tq_value(rows);
+    const vec_operands v      = vec_of(t);
+    tq_scales          all    = { tq_scale::none, 0 };
+    float              factor[vec_tokens];
+    const auto         add = [&](int64_t r) {
+        all = tq_merge(all, tq_scan(t.w, r, r + 1));
         for (int i = 0; i < v.n_tokens; ++i) {
-            factor[i] = v.scale[i] * d;
+            factor[i] = v.scale[i] * tq_value(all);
         }
-        for (int64_t k = r; k < end; ++k) {
-            int32_t s[vec_tokens];
-            tq_vec_dot(t.w->type, t.row(k), 0, t.w->ne[0], v.end, v.n_tokens, v.q, t.l.arranged_stride, v.sums, s);
-            for (int i = 0; i < v.n_tokens; ++i) {
-                v.out[i][k] = (float) s[i] * factor[i];
-            }
+    };
+    if (r0 < r1) {
+        add(r0);
+    }
+    for (int64_t r = r0; r < r1 && all.kind != tq_scale::mixed; ++r) {
+        int32_t s[vec_tokens];
+        if (tq_vec_dot(t.w->type, t.row(r), 0, t.w->ne[0], all.bits, v.end, v.n_tokens, v.q, t.l.arranged_stride, v.sums, s)) {
+            add(r);
+        }
+        for (int i = 0; i < v.n_tokens; ++i) {
+            v.out[i][r] = (float) s[i] * factor[i];
         }
     }
     return all;
@@ -170,7 +167,7 @@ void run_vec_mixed(const task & t, int64_t r0, int64_t r1) {
             for (int i = 0; i < v.n_tokens; ++i) {
                 base[i] = t.at<int32_t>(t.l.block_sums)[i * t.l.n_blocks + b];
             }
-            tq_vec_dot(t.w->type, t.row(r), b, tq_block, v.end, v.n_tokens, v.q, t.l.arranged_stride, base, s);
+            tq_vec_dot(t.w->type, t.row(r), b, tq_block, 0, v.end, v.n_tokens, v.q, t.l.arranged_stride, base, s);
             const float d = tq_block_scale(t.w->type, t.row(r), b);
             for (int i = 0; i < v.n_tokens; ++i) {
                 y[i] += (float) s[i] * d;
@@ -203,7 +200,7 @@ void run_panels(const task & t, int64_t r0, int64_t r1, int64_t t0, int64_t t1, 
         for (int64_t m = t0; m < t1; m += tile_mr) {
             const int      mr = (int) std::min<int64_t>(tile_mr, t1 - m);
             const uint32_t * q = t.at<uint32_t>(l.q) + m * n4;  // m is a multiple of tile_mr
-            int32_t        s[tile_mr * tile_nr];
+            alignas(line) int32_t s[tile_mr * tile_nr];
             if (!mixed) {
                 tile_int8(mr, n4, q, t.at<int32_t>(l.sums) + m, panel, s);
                 for (int i = 0; i < mr; ++i) {
@@ -303,6 +300,7 @@ bool ternary_mul_mat(const ggml_compute_params * params, ggml_tensor * dst) {
     const int64_t per_unit = tile_nr * std::max<int64_t>(1, t.l.n_tokens < 64 ? n_panels / (8 * nth) : 1);
     const int64_t n_r      = (n_rows + per_unit - 1) / per_unit;
     const int64_t n_t      = (t.l.n_tokens + max_tokens - 1) / max_tokens;
+    const tile_scope scope;
     for (int64_t u = ith; u < n_r * n_t; u = ggml_threadpool_chunk_add(params->threadpool, 1)) {
         const int64_t r0 = u % n_r * per_unit;
         const int64_t t0 = u / n_r * max_tokens;

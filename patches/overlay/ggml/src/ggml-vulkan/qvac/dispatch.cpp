@@ -31,6 +31,8 @@ void ggml_vk_qvac_load_shaders(vk_device & device, const vk_qvac_create_pipeline
     ggml_vk_qvac_load_out_prod(device, create);
     ggml_vk_qvac_load_cross_entropy(device, create);
     ggml_vk_qvac_load_ternary(device, create);
+    ggml_vk_qvac_load_low_rank(device, create);
+    ggml_vk_qvac_load_fused_back(device, create);
 }
 
 vk_qvac_answer ggml_vk_qvac_supports_op(const vk_device & device, const ggml_tensor * op) {
@@ -51,6 +53,15 @@ vk_qvac_answer ggml_vk_qvac_supports_op(const vk_device & device, const ggml_ten
                 case GGML_TRAIN_OP_TQ_MUL_MAT:
                 case GGML_TRAIN_OP_TQ_MUL_MAT_BACK:
                     supported = ggml_vk_qvac_ternary_supported(device, op);
+                    break;
+                case GGML_TRAIN_OP_LOW_RANK_PROJECT:
+                case GGML_TRAIN_OP_LOW_RANK_ADD:
+                case GGML_TRAIN_OP_LOW_RANK_GRAD:
+                    supported = ggml_vk_qvac_low_rank_supported(device, op);
+                    break;
+                case GGML_TRAIN_OP_RMS_NORM_MUL_BACK:
+                case GGML_TRAIN_OP_SWIGLU_BACK:
+                    supported = ggml_vk_qvac_fused_back_supported(device, op);
                     break;
                 default:
                     break;
@@ -112,6 +123,21 @@ bool ggml_vk_qvac_dispatch(ggml_backend_vk_context * ctx, vk_context & subctx, g
                 case GGML_TRAIN_OP_TQ_MUL_MAT:
                 case GGML_TRAIN_OP_TQ_MUL_MAT_BACK:
                     ggml_vk_qvac_ternary(ctx, subctx, node);
+                    break;
+                case GGML_TRAIN_OP_LOW_RANK_PROJECT:
+                    ggml_vk_qvac_low_rank_project(ctx, subctx, node);
+                    break;
+                case GGML_TRAIN_OP_LOW_RANK_ADD:
+                    ggml_vk_qvac_low_rank_add(ctx, subctx, node);
+                    break;
+                case GGML_TRAIN_OP_LOW_RANK_GRAD:
+                    ggml_vk_qvac_low_rank_grad(ctx, subctx, node);
+                    break;
+                case GGML_TRAIN_OP_RMS_NORM_MUL_BACK:
+                    ggml_vk_qvac_rms_norm_mul_back(ctx, subctx, node);
+                    break;
+                case GGML_TRAIN_OP_SWIGLU_BACK:
+                    ggml_vk_qvac_swiglu_back(ctx, subctx, node);
                     break;
                 default:
                     GGML_ABORT("%s: not supported", ggml_train_op_desc(node));

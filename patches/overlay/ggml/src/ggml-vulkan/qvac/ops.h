@@ -20,9 +20,27 @@ bool ggml_vk_qvac_cross_entropy_supported(const vk_device & device, const ggml_t
 void ggml_vk_qvac_cross_entropy_loss(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
 void ggml_vk_qvac_cross_entropy_loss_back(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
 
+// low_rank.cpp
+void ggml_vk_qvac_load_low_rank(vk_device & device, const vk_qvac_create_pipeline & create);
+bool ggml_vk_qvac_low_rank_supported(const vk_device & device, const ggml_tensor * op);
+void ggml_vk_qvac_low_rank_project(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
+void ggml_vk_qvac_low_rank_add(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
+void ggml_vk_qvac_low_rank_grad(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
+
+// fused_back.cpp
+void ggml_vk_qvac_load_fused_back(vk_device & device, const vk_qvac_create_pipeline & create);
+bool ggml_vk_qvac_fused_back_supported(const vk_device & device, const ggml_tensor * op);
+void ggml_vk_qvac_rms_norm_mul_back(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
+void ggml_vk_qvac_swiglu_back(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
+
 // Where `t` begins behind its descriptor, in elements of its type (blocks where it is quantized).
 inline uint32_t ggml_vk_qvac_offset(const ggml_backend_vk_context * ctx, const ggml_tensor * t) {
     return get_misalign_bytes(ctx, t) / (uint32_t) ggml_type_size(t->type);
+}
+
+// Whether `t`, bound as `buffer`, begins at a multiple of 16 bytes, so that four values are read at once.
+inline bool ggml_vk_qvac_is_aligned(const ggml_backend_vk_context * ctx, const ggml_tensor * t, const vk_subbuffer & buffer) {
+    return (buffer.offset + get_misalign_bytes(ctx, t)) % 16 == 0 && buffer.offset % 16 == 0;
 }
 
 // Stride of dimension `dim` in elements of the type of `t` (blocks where it is quantized).

@@ -15,12 +15,25 @@ enum vk_qvac_out_prod_shape {
     VK_QVAC_OUT_PROD_SHAPE_COUNT,
 };
 
+// Which pipelines of LOW_RANK_PROJECT and LOW_RANK_ADD there are; the values are indices.
+enum vk_qvac_low_rank_variant {
+    VK_QVAC_LOW_RANK_ALONG_K = 1, // p is contiguous along k, as a transposed B
+    VK_QVAC_LOW_RANK_LONG    = 2, // tokens enough for more of them a workgroup
+    VK_QVAC_LOW_RANK_ALIGNED = 4, // what is read four values at a time lies at 16 bytes (LOW_RANK_PROJECT)
+    VK_QVAC_LOW_RANK_VARIANT_COUNT = 8,
+};
+
 // With a device: the pipelines.
 struct vk_qvac_device {
     vk_pipeline out_prod[GGML_TYPE_COUNT][VK_QVAC_OUT_PROD_SHAPE_COUNT];
     vk_pipeline cross_entropy;
     vk_pipeline cross_entropy_back;
     vk_qvac_ternary_pipelines ternary;
+    vk_pipeline low_rank_project[VK_QVAC_LOW_RANK_VARIANT_COUNT];
+    vk_pipeline low_rank_add[VK_QVAC_LOW_RANK_VARIANT_COUNT];
+    vk_pipeline low_rank_grad;
+    vk_pipeline rms_norm_mul_back[2]; // rows of up to 2048 values, and longer ones
+    vk_pipeline swiglu_back[2];       // one value at a time, and four
 };
 
 // With a backend context: scratch memory and what is known of the graph being recorded.

@@ -24,4 +24,9 @@ static void qvac_shaders() {
             string_to_spv(name, "qvac_tq_mul_mat.comp", merge_maps(defines, {{"TQ_COOPMAT", "1"}}), true, true); // _cm1
         }
     }
+    string_to_spv("qvac_low_rank_project",   "qvac_low_rank_project.comp",   {});
+    string_to_spv("qvac_low_rank_add",       "qvac_low_rank_add.comp",       {});
+    string_to_spv("qvac_low_rank_grad",      "qvac_low_rank_grad.comp",      {});
+    string_to_spv("qvac_rms_norm_mul_back",  "qvac_rms_norm_mul_back.comp",  {});
+    string_to_spv("qvac_swiglu_back",        "qvac_swiglu_back.comp",        {});
 }
