@@ -12,6 +12,8 @@ mod forward;
 mod fused_back;
 mod low_rank;
 mod out_prod;
+mod ternary;
+mod ternary_reference;
 
 use std::sync::{Mutex, PoisonError};
 
@@ -77,6 +79,12 @@ impl Bench {
         self.input(Dtype::F32, ne, values)
     }
 
+    pub fn i8(&mut self, ne: &[i64], bytes: &[u8]) -> Tensor {
+        let t = self.inputs.new_tensor(&format!("in{}", self.uploads.len()), Dtype::I8, ne).unwrap();
+        self.uploads.push((t.clone(), bytes.to_vec()));
+        t
+    }
+
     pub fn i32(&mut self, values: &[i32]) -> Tensor {
         let t = self
             .inputs
@@ -91,6 +99,13 @@ impl Bench {
         let mut graph = Graph::new(&self.ops, 128, false).unwrap();
         graph.expand(out).unwrap();
         self.compute(graph, out)
+    }
+
+    /// The same for results of any type.
+    pub fn run_bytes(self, out: &Tensor) -> Vec<u8> {
+        let mut graph = Graph::new(&self.ops, 128, false).unwrap();
+        graph.expand(out).unwrap();
+        self.compute_bytes(graph, out)
     }
 
     /// Computes `op`, which writes over its inputs, and reads one of them.
@@ -117,17 +132,26 @@ impl Bench {
     }
 
     fn compute(self, graph: Graph, out: &Tensor) -> Vec<f32> {
-        let n = out.n_elements();
+        let bytes = self.compute_bytes(graph, out);
+        bytes.chunks_exact(4).map(|b| f32::from_ne_bytes(b.try_into().unwrap())).collect()
+    }
+
+    fn compute_bytes(self, graph: Graph, out: &Tensor) -> Vec<u8> {
+        const WORD: usize = size_of::<f32>();
+        let n = out.nbytes().div_ceil(WORD);
         let flat = self.inputs.new_tensor("guarded", Dtype::F32, &[(n + 2 * GUARD) as i64]).unwrap();
         self.exec.backend().alloc(&self.inputs, "inputs").unwrap();
         flat.upload(&vec![PATTERN; n + 2 * GUARD]).unwrap();
-        out.place_in(&flat, GUARD * size_of::<f32>()).unwrap();
+        out.place_in(&flat, GUARD * WORD).unwrap();
         self.finish(graph);
-        let all: Vec<f32> = flat.download().unwrap();
-        for (i, v) in all[..GUARD].iter().chain(&all[GUARD + n..]).enumerate() {
-            assert_eq!(*v, PATTERN, "guard word {i} was overwritten");
+        let all: Vec<u8> = flat.download_bytes().unwrap();
+        let (before, rest) = all.split_at(GUARD * WORD);
+        let (result, after) = rest.split_at(out.nbytes());
+        let pattern = PATTERN.to_ne_bytes();
+        for (i, word) in before.chunks(WORD).chain(after.rchunks(WORD)).enumerate() {
+            assert!(pattern.ends_with(word), "guard word {i} was overwritten");
         }
-        all[GUARD..GUARD + n].to_vec()
+        result.to_vec()
     }
 
     fn finish(&self, graph: Graph) {

@@ -22,6 +22,7 @@
 #pragma once
 
 #include "ggml-train.h"
+#include "qvac/ternary-scales.h"
 
 #include <cstddef>
 #include <cstdint>
@@ -30,8 +31,7 @@ struct ggml_compute_params;
 
 namespace qvac {
 
-static constexpr int64_t tq_block = 256;           // weights per block of TQ1_0 and TQ2_0
-static constexpr float   amax_min = 0x1p-119f;     // amax_min/127 is still a normal number
+static constexpr float amax_min = 0x1p-119f;  // amax_min/127 is still a normal number
 
 // The correctly rounded x/254 in additions and multiplications alone, for devices whose division is not: the residual of
 // the first quotient is exact, since 256 - 2 = 254 needs no rounding. Compared with the division for all 24-bit x.
@@ -42,25 +42,10 @@ static inline float over_254(float x) {
     return q + residual * r;
 }
 
-static inline bool is_ternary(ggml_type type) {
-    return type == GGML_TYPE_TQ1_0 || type == GGML_TYPE_TQ2_0;
-}
-
-// What the blocks of a tensor say about its scale.
-enum class tq_scale { none, one, mixed };  // none: all blocks seen are zero
-
-struct tq_scales {
-    tq_scale kind;
-    uint16_t bits;  // the one scale as f16
-};
-
 // Rows [row0, row1) of a TQ tensor.
-tq_scales tq_scan(const ggml_tensor * w, int64_t row0, int64_t row1);
-tq_scales tq_merge(tq_scales a, tq_scales b);
-float     tq_value(tq_scales s);
-
-// The scale of block `b` of the row at `row`.
-float tq_block_scale(ggml_type type, const char * row, int64_t b);
+static inline tq_scales tq_scan(const ggml_tensor * w, int64_t row0, int64_t row1) {
+    return tq_scan_rows(w->type, (const char *) w->data + row0 * w->nb[1], w->nb[1], w->ne[0] / tq_block, row1 - row0);
+}
 
 // One token as `limbs` rows of int8, q[l * q_stride + i]; sums[l] is the sum of row l. Element i lies at x + i*nb bytes.
 // Returns a/127: 0 for a zero token, NaN for a token that is not finite (q is 0 in both).

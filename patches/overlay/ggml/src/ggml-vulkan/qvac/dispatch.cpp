@@ -13,6 +13,8 @@ bool is_ours(const ggml_tensor * op) {
         case GGML_OP_CROSS_ENTROPY_LOSS:
         case GGML_OP_CROSS_ENTROPY_LOSS_BACK:
             return ggml_vk_qvac_cross_entropy_is_labels(op);
+        case GGML_OP_MUL_MAT:
+            return ggml_vk_qvac_ternary_is_mul_mat(op);
         case GGML_OP_CUSTOM:
             return ggml_get_train_op(op) != GGML_TRAIN_OP_NONE;
         default:
@@ -28,6 +30,7 @@ void ggml_vk_qvac_load_shaders(vk_device & device, const vk_qvac_create_pipeline
     }
     ggml_vk_qvac_load_out_prod(device, create);
     ggml_vk_qvac_load_cross_entropy(device, create);
+    ggml_vk_qvac_load_ternary(device, create);
     ggml_vk_qvac_load_low_rank(device, create);
     ggml_vk_qvac_load_fused_back(device, create);
 }
@@ -41,8 +44,16 @@ vk_qvac_answer ggml_vk_qvac_supports_op(const vk_device & device, const ggml_ten
         case GGML_OP_OUT_PROD:
             supported = ggml_vk_qvac_out_prod_supported(device, op);
             break;
+        case GGML_OP_MUL_MAT:
+            supported = ggml_vk_qvac_ternary_supported(device, op);
+            break;
         case GGML_OP_CUSTOM:
             switch (ggml_get_train_op(op)) {
+                case GGML_TRAIN_OP_TQ_QUANTIZE:
+                case GGML_TRAIN_OP_TQ_MUL_MAT:
+                case GGML_TRAIN_OP_TQ_MUL_MAT_BACK:
+                    supported = ggml_vk_qvac_ternary_supported(device, op);
+                    break;
                 case GGML_TRAIN_OP_LOW_RANK_PROJECT:
                 case GGML_TRAIN_OP_LOW_RANK_ADD:
                 case GGML_TRAIN_OP_LOW_RANK_GRAD:
@@ -67,7 +78,7 @@ void ggml_vk_qvac_graph_begin(ggml_backend_vk_context * ctx, const ggml_cgraph *
     if (!ctx->qvac) {
         ctx->qvac = std::make_shared<vk_qvac_context>();
     }
-    GGML_UNUSED(cgraph);
+    ggml_vk_qvac_ternary_graph_begin(ctx, cgraph);
 }
 
 bool ggml_vk_qvac_fuse(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph, int node_idx, const char ** name, bool * elementwise) {
@@ -85,7 +96,7 @@ bool ggml_vk_qvac_fuse(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph
 }
 
 void ggml_vk_qvac_written(ggml_tensor * tensor) {
-    GGML_UNUSED(tensor);
+    ggml_vk_qvac_ternary_written(tensor);
 }
 
 bool ggml_vk_qvac_dispatch(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_cgraph * cgraph, int node_idx) {
@@ -97,6 +108,9 @@ bool ggml_vk_qvac_dispatch(ggml_backend_vk_context * ctx, vk_context & subctx, g
         case GGML_OP_OUT_PROD:
             ggml_vk_qvac_out_prod(ctx, subctx, node);
             break;
+        case GGML_OP_MUL_MAT:
+            ggml_vk_qvac_ternary(ctx, subctx, node);
+            break;
         case GGML_OP_CROSS_ENTROPY_LOSS:
             ggml_vk_qvac_cross_entropy_loss(ctx, subctx, node);
             break;
@@ -105,6 +119,11 @@ bool ggml_vk_qvac_dispatch(ggml_backend_vk_context * ctx, vk_context & subctx, g
             break;
         default:
             switch (ggml_get_train_op(node)) {
+                case GGML_TRAIN_OP_TQ_QUANTIZE:
+                case GGML_TRAIN_OP_TQ_MUL_MAT:
+                case GGML_TRAIN_OP_TQ_MUL_MAT_BACK:
+                    ggml_vk_qvac_ternary(ctx, subctx, node);
+                    break;
                 case GGML_TRAIN_OP_LOW_RANK_PROJECT:
                     ggml_vk_qvac_low_rank_project(ctx, subctx, node);
                     break;

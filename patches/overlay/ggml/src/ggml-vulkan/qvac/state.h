@@ -4,6 +4,7 @@
 // change here compiles no file of upstream's again.
 
 #include "../ggml-vulkan-common.h"
+#include "ternary.h"
 
 // Tile shapes of the OUT_PROD shader: square for the gradient of activations, and one narrow along each side for the
 // gradients of LoRA's A and B, whose small side is the rank.
@@ -27,6 +28,7 @@ struct vk_qvac_device {
     vk_pipeline out_prod[GGML_TYPE_COUNT][VK_QVAC_OUT_PROD_SHAPE_COUNT];
     vk_pipeline cross_entropy;
     vk_pipeline cross_entropy_back;
+    vk_qvac_ternary_pipelines ternary;
     vk_pipeline low_rank_project[VK_QVAC_LOW_RANK_VARIANT_COUNT];
     vk_pipeline low_rank_add[VK_QVAC_LOW_RANK_VARIANT_COUNT];
     vk_pipeline low_rank_grad;
@@ -37,4 +39,5 @@ struct vk_qvac_device {
 // With a backend context: scratch memory and what is known of the graph being recorded.
 struct vk_qvac_context {
     vk_buffer scratch;
+    vk_qvac_ternary_state ternary;
 };

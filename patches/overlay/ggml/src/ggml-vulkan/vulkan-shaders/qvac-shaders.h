@@ -11,6 +11,19 @@ static void qvac_shaders() {
     }
     string_to_spv("qvac_cross_entropy",      "qvac_cross_entropy.comp",      {});
     string_to_spv("qvac_cross_entropy_back", "qvac_cross_entropy_back.comp", {});
+    string_to_spv("qvac_tq_quantize", "qvac_tq_quantize.comp", {});
+    for (const std::string type : { "tq1_0", "tq2_0" }) {
+        for (const bool back : { false, true }) {
+            std::map<std::string, std::string> defines = {{"DATA_A_" + to_uppercase(type), "1"}};
+            if (back) {
+                defines["TQ_BACK"] = "1";
+            }
+            const std::string name = (back ? "qvac_tq_mul_mat_back_" : "qvac_tq_mul_mat_") + type;
+            string_to_spv(name + "_plain", "qvac_tq_mul_mat.comp", defines);
+            string_to_spv(name + "_dot", "qvac_tq_mul_mat.comp", merge_maps(defines, {{"TQ_DOT", "1"}}));
+            string_to_spv(name, "qvac_tq_mul_mat.comp", merge_maps(defines, {{"TQ_COOPMAT", "1"}}), true, true); // _cm1
+        }
+    }
     string_to_spv("qvac_low_rank_project",   "qvac_low_rank_project.comp",   {});
     string_to_spv("qvac_low_rank_add",       "qvac_low_rank_add.comp",       {});
     string_to_spv("qvac_low_rank_grad",      "qvac_low_rank_grad.comp",      {});
