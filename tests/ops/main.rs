@@ -12,6 +12,7 @@ mod forward;
 mod fused_back;
 mod low_rank;
 mod out_prod;
+mod out_prod_f16;
 
 use std::sync::{Mutex, PoisonError};
 
