@@ -14,6 +14,7 @@ mod low_rank;
 mod out_prod;
 mod ternary;
 mod ternary_reference;
+mod out_prod_f16;
 
 use std::sync::{Mutex, PoisonError};
 

@@ -29,6 +29,7 @@ void ggml_vk_qvac_load_shaders(vk_device & device, const vk_qvac_create_pipeline
         device->qvac = std::make_shared<vk_qvac_device>();
     }
     ggml_vk_qvac_load_out_prod(device, create);
+    ggml_vk_qvac_load_out_prod_f16(device, create);
     ggml_vk_qvac_load_cross_entropy(device, create);
     ggml_vk_qvac_load_ternary(device, create);
     ggml_vk_qvac_load_low_rank(device, create);
@@ -106,7 +107,11 @@ bool ggml_vk_qvac_dispatch(ggml_backend_vk_context * ctx, vk_context & subctx, g
     }
     switch (node->op) {
         case GGML_OP_OUT_PROD:
-            ggml_vk_qvac_out_prod(ctx, subctx, node);
+            if (ggml_vk_qvac_out_prod_is_f16(ctx->device, node)) {
+                ggml_vk_qvac_out_prod_f16(ctx, subctx, node);
+            } else {
+                ggml_vk_qvac_out_prod(ctx, subctx, node);
+            }
             break;
         case GGML_OP_MUL_MAT:
             ggml_vk_qvac_ternary(ctx, subctx, node);

@@ -13,6 +13,11 @@ void ggml_vk_qvac_load_out_prod(vk_device & device, const vk_qvac_create_pipelin
 bool ggml_vk_qvac_out_prod_supported(const vk_device & device, const ggml_tensor * op);
 void ggml_vk_qvac_out_prod(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
 
+// out_prod_f16.cpp
+void ggml_vk_qvac_load_out_prod_f16(vk_device & device, const vk_qvac_create_pipeline & create);
+bool ggml_vk_qvac_out_prod_is_f16(const vk_device & device, const ggml_tensor * dst); // of those that out_prod.cpp supports
+void ggml_vk_qvac_out_prod_f16(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
+
 // cross_entropy.cpp
 void ggml_vk_qvac_load_cross_entropy(vk_device & device, const vk_qvac_create_pipeline & create);
 bool ggml_vk_qvac_cross_entropy_is_labels(const ggml_tensor * op);

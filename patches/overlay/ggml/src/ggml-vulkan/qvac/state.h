@@ -6,13 +6,21 @@
 #include "../ggml-vulkan-common.h"
 #include "ternary.h"
 
-// Tile shapes of the OUT_PROD shader: square for the gradient of activations, and one narrow along each side for the
+// Tile shapes of the OUT_PROD shader: square or larger for the gradient of activations, and one narrow along each side for the
 // gradients of LoRA's A and B, whose small side is the rank.
 enum vk_qvac_out_prod_shape {
     VK_QVAC_OUT_PROD_SQUARE,
+    VK_QVAC_OUT_PROD_LARGE,
     VK_QVAC_OUT_PROD_NARROW_N,
     VK_QVAC_OUT_PROD_NARROW_M,
     VK_QVAC_OUT_PROD_SHAPE_COUNT,
+};
+
+// Tile shapes of OUT_PROD on half-precision operands.
+enum vk_qvac_out_prod_f16_shape {
+    VK_QVAC_OUT_PROD_F16_SMALL,
+    VK_QVAC_OUT_PROD_F16_LARGE,
+    VK_QVAC_OUT_PROD_F16_SHAPE_COUNT,
 };
 
 // Which pipelines of LOW_RANK_PROJECT and LOW_RANK_ADD there are; the values are indices.
@@ -26,6 +34,9 @@ enum vk_qvac_low_rank_variant {
 // With a device: the pipelines.
 struct vk_qvac_device {
     vk_pipeline out_prod[GGML_TYPE_COUNT][VK_QVAC_OUT_PROD_SHAPE_COUNT];
+    vk_pipeline out_prod_f16[GGML_TYPE_COUNT][VK_QVAC_OUT_PROD_F16_SHAPE_COUNT];
+    vk_pipeline out_prod_scale;
+    vk_pipeline out_prod_sum;
     vk_pipeline cross_entropy;
     vk_pipeline cross_entropy_back;
     vk_qvac_ternary_pipelines ternary;
