@@ -44,6 +44,7 @@ const uint STRIDE_A = BM + 1;
 const uint STRIDE_B = BN + 1;
 
 #define TILE_A_TYPE float
+#define UNROLL_A
 #include "qvac_out_prod_weights.glsl"
 
 shared float tile_b[BK * STRIDE_B];

@@ -53,6 +53,11 @@ const uint STRIDE_A = BM + 8;
 const uint STRIDE_B = (BK + 8) / 2; // in pairs
 
 #define TILE_A_TYPE float16_t
+#ifdef COOPMAT
+#define UNROLL_A [[unroll]]
+#else
+#define UNROLL_A
+#endif
 #include "qvac_out_prod_weights.glsl"
 
 shared f16vec2 tile_b[BN * STRIDE_B];

@@ -2,7 +2,7 @@
 //
 // The including shader declares BLOCK_SIZE, BM (a multiple of 32 where a is quantized), BK (BM * BK a multiple of
 // 2 * BLOCK_SIZE), STRIDE_A, TILE_A_TYPE, and the push constants p.M, p.K, p.nb00, p.nb01 (in elements, of a quantized `a`
-// in blocks).
+// in blocks). UNROLL_A may be [[unroll]]: a driver that compiles for a CPU takes most of a minute for some types then.
 
 layout(binding = 0) readonly buffer A { A_TYPE data_a[]; };
 #if defined(A_TYPE_PACKED16)
@@ -27,7 +27,7 @@ shared TILE_A_TYPE tile_a[BK * STRIDE_A];
 void load_a(const uint base, const uint m0, const uint k0) {
     const uint apart = QUANT_R == 1 ? 1 : QUANT_K / 2;
 
-    [[unroll]] for (uint i = 0; i < BK * BM / 2; i += BLOCK_SIZE) {
+    UNROLL_A for (uint i = 0; i < BK * BM / 2; i += BLOCK_SIZE) {
         const uint t    = i + gl_LocalInvocationID.x;
         const uint pair = t % (BM / 2);
         const uint k    = t / (BM / 2);
@@ -57,7 +57,7 @@ float element_a(const uint i) {
 }
 
 void load_a(const uint base, const uint m0, const uint k0) {
-    [[unroll]] for (uint i = 0; i < BK * BM; i += BLOCK_SIZE) {
+    UNROLL_A for (uint i = 0; i < BK * BM; i += BLOCK_SIZE) {
         const uint t = i + gl_LocalInvocationID.x;
         const uint m = t % BM;
         const uint k = t / BM;
