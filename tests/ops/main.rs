@@ -12,9 +12,9 @@ mod forward;
 mod fused_back;
 mod low_rank;
 mod out_prod;
+mod out_prod_f16;
 mod ternary;
 mod ternary_reference;
-mod out_prod_f16;
 
 use std::sync::{Mutex, PoisonError};
 
