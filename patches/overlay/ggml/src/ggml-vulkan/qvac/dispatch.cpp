@@ -28,6 +28,7 @@ void ggml_vk_qvac_load_shaders(vk_device & device, const vk_qvac_create_pipeline
     }
     ggml_vk_qvac_load_out_prod(device, create);
     ggml_vk_qvac_load_cross_entropy(device, create);
+    ggml_vk_qvac_load_attention(device, create);
 }
 
 vk_qvac_answer ggml_vk_qvac_supports_op(const vk_device & device, const ggml_tensor * op) {
@@ -41,6 +42,10 @@ vk_qvac_answer ggml_vk_qvac_supports_op(const vk_device & device, const ggml_ten
             break;
         case GGML_OP_CUSTOM:
             switch (ggml_get_train_op(op)) {
+                case GGML_TRAIN_OP_ATTENTION:
+                case GGML_TRAIN_OP_ATTENTION_BACK:
+                    supported = ggml_vk_qvac_attention_supported(device, op);
+                    break;
                 default:
                     break;
             }
@@ -94,6 +99,12 @@ bool ggml_vk_qvac_dispatch(ggml_backend_vk_context * ctx, vk_context & subctx, g
             break;
         default:
             switch (ggml_get_train_op(node)) {
+                case GGML_TRAIN_OP_ATTENTION:
+                    ggml_vk_qvac_attention(ctx, subctx, node);
+                    break;
+                case GGML_TRAIN_OP_ATTENTION_BACK:
+                    ggml_vk_qvac_attention_back(ctx, subctx, node);
+                    break;
                 default:
                     GGML_ABORT("%s: not supported", ggml_train_op_desc(node));
             }

@@ -14,11 +14,22 @@ enum vk_qvac_out_prod_shape {
     VK_QVAC_OUT_PROD_SHAPE_COUNT,
 };
 
+// The kernels of attention; each is made for 16, 32 .. 256 values a head, of which a device needs one or two.
+enum vk_qvac_attention_kernel {
+    VK_QVAC_ATTENTION_FORWARD,
+    VK_QVAC_ATTENTION_BACK_Q,
+    VK_QVAC_ATTENTION_BACK_KV,
+    VK_QVAC_ATTENTION_KERNEL_COUNT,
+};
+
+constexpr uint32_t VK_QVAC_ATTENTION_WIDTHS = 16;
+
 // With a device: the pipelines.
 struct vk_qvac_device {
     vk_pipeline out_prod[GGML_TYPE_COUNT][VK_QVAC_OUT_PROD_SHAPE_COUNT];
     vk_pipeline cross_entropy;
     vk_pipeline cross_entropy_back;
+    vk_pipeline attention[VK_QVAC_ATTENTION_KERNEL_COUNT][VK_QVAC_ATTENTION_WIDTHS];
 };
 
 // With a backend context: scratch memory and what is known of the graph being recorded.

@@ -11,4 +11,11 @@ static void qvac_shaders() {
     }
     string_to_spv("qvac_cross_entropy",      "qvac_cross_entropy.comp",      {});
     string_to_spv("qvac_cross_entropy_back", "qvac_cross_entropy_back.comp", {});
+    for (const std::string name : { "qvac_attention", "qvac_attention_back_q", "qvac_attention_back_kv" }) {
+        string_to_spv(name, name + ".comp", {});
+        string_to_spv(name + "_imitation", name + ".comp", {{"IMITATION", "1"}});
+#if defined(GGML_VULKAN_COOPMAT_GLSLC_SUPPORT)
+        string_to_spv(name, name + ".comp", {{"COOPMAT", "1"}}, true, true);
+#endif
+    }
 }
