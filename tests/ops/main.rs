@@ -4,6 +4,7 @@
 //! not a skip, unless `QVAC_NO_VULKAN=1` says that this machine has none. Outputs lie between guard words.
 //! A new op: one function that builds it with a [`Bench`] and one that computes it with loops.
 
+mod attention;
 mod backward;
 mod cross_entropy;
 #[path = "../common/device.rs"]
@@ -42,7 +43,7 @@ impl Want {
 
 /// The devices that every case runs on.
 pub fn devices() -> Vec<Device> {
-    std::iter::once(device::cpu()).chain(device::vulkan()).collect()
+    device::vulkan().into_iter().collect()
 }
 
 /// Words of pattern before and behind each output. Their bytes are a multiple of any device's buffer alignment.

@@ -34,6 +34,7 @@ void ggml_vk_qvac_load_shaders(vk_device & device, const vk_qvac_create_pipeline
     ggml_vk_qvac_load_ternary(device, create);
     ggml_vk_qvac_load_low_rank(device, create);
     ggml_vk_qvac_load_fused_back(device, create);
+    ggml_vk_qvac_load_attention(device, create);
 }
 
 vk_qvac_answer ggml_vk_qvac_supports_op(const vk_device & device, const ggml_tensor * op) {
@@ -63,6 +64,10 @@ vk_qvac_answer ggml_vk_qvac_supports_op(const vk_device & device, const ggml_ten
                 case GGML_TRAIN_OP_RMS_NORM_MUL_BACK:
                 case GGML_TRAIN_OP_SWIGLU_BACK:
                     supported = ggml_vk_qvac_fused_back_supported(device, op);
+                    break;
+                case GGML_TRAIN_OP_ATTENTION:
+                case GGML_TRAIN_OP_ATTENTION_BACK:
+                    supported = ggml_vk_qvac_attention_supported(device, op);
                     break;
                 default:
                     break;
@@ -143,6 +148,12 @@ bool ggml_vk_qvac_dispatch(ggml_backend_vk_context * ctx, vk_context & subctx, g
                     break;
                 case GGML_TRAIN_OP_SWIGLU_BACK:
                     ggml_vk_qvac_swiglu_back(ctx, subctx, node);
+                    break;
+                case GGML_TRAIN_OP_ATTENTION:
+                    ggml_vk_qvac_attention(ctx, subctx, node);
+                    break;
+                case GGML_TRAIN_OP_ATTENTION_BACK:
+                    ggml_vk_qvac_attention_back(ctx, subctx, node);
                     break;
                 default:
                     GGML_ABORT("%s: not supported", ggml_train_op_desc(node));

@@ -30,6 +30,15 @@ enum vk_qvac_low_rank_variant {
     VK_QVAC_LOW_RANK_ALIGNED = 4, // what is read four values at a time lies at 16 bytes (LOW_RANK_PROJECT)
     VK_QVAC_LOW_RANK_VARIANT_COUNT = 8,
 };
+// The kernels of attention; each is made for 16, 32 .. 256 values a head, of which a device needs one or two.
+enum vk_qvac_attention_kernel {
+    VK_QVAC_ATTENTION_FORWARD,
+    VK_QVAC_ATTENTION_BACK_Q,
+    VK_QVAC_ATTENTION_BACK_KV,
+    VK_QVAC_ATTENTION_KERNEL_COUNT,
+};
+
+constexpr uint32_t VK_QVAC_ATTENTION_WIDTHS = 16;
 
 // With a device: the pipelines.
 struct vk_qvac_device {
@@ -45,6 +54,7 @@ struct vk_qvac_device {
     vk_pipeline low_rank_grad;
     vk_pipeline rms_norm_mul_back[2]; // rows of up to 2048 values, and longer ones
     vk_pipeline swiglu_back[2];       // one value at a time, and four
+    vk_pipeline attention[VK_QVAC_ATTENTION_KERNEL_COUNT][VK_QVAC_ATTENTION_WIDTHS];
 };
 
 // With a backend context: scratch memory and what is known of the graph being recorded.

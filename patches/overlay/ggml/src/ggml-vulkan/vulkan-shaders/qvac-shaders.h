@@ -39,4 +39,11 @@ static void qvac_shaders() {
     string_to_spv("qvac_low_rank_grad",      "qvac_low_rank_grad.comp",      {});
     string_to_spv("qvac_rms_norm_mul_back",  "qvac_rms_norm_mul_back.comp",  {});
     string_to_spv("qvac_swiglu_back",        "qvac_swiglu_back.comp",        {});
+    for (const std::string name : { "qvac_attention", "qvac_attention_back_q", "qvac_attention_back_kv" }) {
+        string_to_spv(name, name + ".comp", {});
+        string_to_spv(name + "_imitation", name + ".comp", {{"IMITATION", "1"}});
+#if defined(GGML_VULKAN_COOPMAT_GLSLC_SUPPORT)
+        string_to_spv(name, name + ".comp", {{"COOPMAT", "1"}}, true, true);
+#endif
+    }
 }
