@@ -23,10 +23,11 @@ pub struct Shape {
     pub n_ff: i64,
     pub n_vocab: i64,
     pub n_tokens: i64,
-    /// Tokens of a sample.
-    pub sample: i64,
     pub rank: i64,
 }
+
+/// Tokens of a sample.
+const SAMPLE: usize = 512;
 
 /// What one kernel does at one shape.
 #[derive(Clone, Debug, Serialize)]
@@ -86,12 +87,16 @@ fn fill(t: &Tensor) -> crate::ggml::Result<()> {
             let x = (rng.next_u32() >> 8) as f32 / (1 << 23) as f32 - 1.0;
             b.copy_from_slice(&x.to_le_bytes());
         }),
-        // Positions, labels and bounds are uploaded by their cases; small ids will do elsewhere.
+        // Bounds of samples of 512, or of all tokens where those are fewer; else small ids.
         Dtype::I32 => {
-            let n = bytes.len() / 4;
+            let n_tokens = t.ne()[1] as usize;
             for (i, b) in bytes.chunks_exact_mut(4).enumerate() {
-                let segment = |i: usize| i / 2 / 512 * 512 + if i % 2 == 0 { 0 } else { 511.min(n / 2 - 1) };
-                let value = if t.ne()[0] == 2 { segment(i) } else { i % 512 };
+                let first = i / 2 / SAMPLE * SAMPLE;
+                let value = match (t.ne()[0] == 2, i % 2) {
+                    (false, _) => i % SAMPLE,
+                    (true, 0) => first,
+                    (true, _) => (first + SAMPLE).min(n_tokens) - 1,
+                };
                 b.copy_from_slice(&(value as i32).to_le_bytes());
             }
         }
@@ -256,9 +261,10 @@ fn attention(state: &Context, s: &Shape) -> Result<Vec<Case>> {
     let pos = state.new_tensor("pos", Dtype::I32, &[t])?; // [T]
     let fwd = state.new_tensor("fwd", Dtype::F32, &[(d + 1) * h * t])?; // [d*h*T + h*T]
     let scale = 1.0 / (d as f32).sqrt();
+    let sample = t.min(SAMPLE as i64);
     // Half of each sample's square, 2 products forward and 5 backward.
-    let square = 2.0 * (t * s.sample * d * h) as f64 / 2.0;
-    let shape = format!("{d}x{h}x{t}, samples of {}", s.sample);
+    let square = 2.0 * (t * sample * d * h) as f64 / 2.0;
+    let shape = format!("{d}x{h}x{t}, samples of {sample}");
     Ok(vec![
         case("attention", shape.clone(), Some(2.0 * square), &[&q, &k, &v, &segments], move |c, o| {
             c.attention(&o[0], &o[1], &o[2], &o[3], scale)

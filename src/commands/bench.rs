@@ -439,14 +439,12 @@ fn infer(args: &InferArgs, interrupt: Interrupt, ui: &Ui) -> anyhow::Result<Outc
 fn kernels(args: &KernelsArgs, ui: &Ui) -> anyhow::Result<Outcome> {
     let shape = super::synth::config(&args.shape, "tq2_0", 42)?.shape;
     let machine = args.machine.open()?;
-    let n_tokens = i64::from(args.tokens);
     let shape = KernelShape {
         n_embd: shape.n_embd as i64,
         n_head: shape.n_head as i64,
         n_ff: shape.n_ff as i64,
         n_vocab: shape.n_vocab as i64,
-        n_tokens,
-        sample: n_tokens.min(512),
+        n_tokens: i64::from(args.tokens),
         rank: 8,
     };
     let bar = ui.spinner("measure");

@@ -117,17 +117,7 @@ impl Case {
                 }
             }
         }
-        Reference {
-            q,
-            k,
-            v,
-            dy,
-            segments,
-            scale,
-            forward: [out, lse],
-            backward: [dq, dk, dv],
-            largest_score,
-        }
+        Reference { q, k, v, dy, segments, scale, forward: [out, lse], backward: [dq, dk, dv], largest_score }
     }
 
     /// Forward and backward on every device, twice: the same bits come back.
@@ -242,7 +232,11 @@ fn again_with(kernels: &str) {
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&result.stdout);
-    assert!(result.status.success(), "with {VARIABLE}={kernels}: {said}{}", String::from_utf8_lossy(&result.stderr));
+    assert!(
+        result.status.success(),
+        "with {VARIABLE}={kernels}: {said}{}",
+        String::from_utf8_lossy(&result.stderr)
+    );
     assert!(!said.contains(" 0 passed"), "with {VARIABLE}={kernels} nothing was tested: {said}");
 }
 
