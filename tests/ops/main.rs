@@ -14,6 +14,7 @@ mod low_rank;
 mod out_prod;
 mod ternary;
 mod ternary_reference;
+mod ternary_vec;
 
 use std::sync::{Mutex, PoisonError};
 
