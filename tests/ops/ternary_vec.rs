@@ -111,8 +111,7 @@ fn stacked_products_of_a_normed_token_are_exact() {
     let mut random = Random(24);
     for dtype in TYPES {
         for (n, m) in [(256, 40), (512, 33), (768, 6)] {
-            let w: Vec<_> =
-                (0..3).map(|_| Weights::new(dtype, n, m, Scales::One, &mut random)).collect();
+            let w: Vec<_> = (0..3).map(|_| Weights::new(dtype, n, m, Scales::One, &mut random)).collect();
             let x = twos(n, &mut random);
             let norm = random.values(n);
             let normed: Vec<f32> = x.iter().zip(&norm).map(|(x, norm)| x / 2.0 * norm).collect();
@@ -170,8 +169,7 @@ fn gate_and_up_make_one_result() {
     let mut random = Random(26);
     for dtype in TYPES {
         for (n, m) in [(256, 37), (512, 70)] {
-            let w: Vec<_> =
-                (0..2).map(|_| Weights::new(dtype, n, m, Scales::One, &mut random)).collect();
+            let w: Vec<_> = (0..2).map(|_| Weights::new(dtype, n, m, Scales::One, &mut random)).collect();
             let x = random.values(n);
             let y = products(&w, &x);
             let make = |bench: &mut Bench| {

@@ -242,7 +242,53 @@ bool overlaps_one_of(const ggml_tensor * t, const std::vector<const ggml_tensor 
     return false;
 }
 
+bool is_used_by(const ggml_cgraph * cgraph, int first, int last, const ggml_tensor * node) {
+    for (int i = first; i <= last; ++i) {
+        if (node->src[0] == cgraph->nodes[i] || node->src[1] == cgraph->nodes[i]) {
+            return true;
+        }
+    }
+    return false;
+}
+
+// The last node of a match that begins with a norm at `begin`, as far as can be told before there is memory; or -1.
+int last_of_normed(const ggml_cgraph * cgraph, int begin) {
+    const ggml_tensor * norm = cgraph->nodes[begin];
+    if (norm->op != GGML_OP_RMS_NORM || ggml_nrows(norm) != 1 || begin + 1 >= cgraph->n_nodes) {
+        return -1;
+    }
+    const ggml_tensor * mul = cgraph->nodes[begin + 1];
+    if (mul->op != GGML_OP_MUL || (mul->src[0] != norm && mul->src[1] != norm)) {
+        return -1;
+    }
+    int first = -1;
+    int last  = -1;
+    for (int k = begin + 2; k < std::min(begin + MAX_NODES, cgraph->n_nodes); ++k) {
+        const ggml_tensor * node = cgraph->nodes[k];
+        if (ggml_op_is_empty(node->op)) {
+            continue;
+        }
+        const bool product = node->op == GGML_OP_MUL_MAT && node->src[1] == mul && qvac::is_ternary(node->src[0]->type);
+        const bool after   = node->op == GGML_OP_MUL || node->op == GGML_OP_ADD || node->op == GGML_OP_GLU;
+        if (!product && !(after && first >= 0 && is_used_by(cgraph, first, last, node))) {
+            break;
+        }
+        first = first < 0 ? k : first;
+        last  = k;
+    }
+    return last;
+}
+
 } // namespace
+
+void ggml_vk_qvac_graph_optimized(const ggml_cgraph * cgraph, ggml_backend_graph_optimize_params * params) {
+    for (int i = 0; wanted() && i < cgraph->n_nodes; ++i) {
+        const int last = last_of_normed(cgraph, i);
+        if (last >= 0) {
+            params->add_alloc_dep(params->user_data, cgraph->nodes[i]->src[0], cgraph->nodes[last]);
+        }
+    }
+}
 
 bool ggml_vk_qvac_fuse_generation(
         ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph, int node_idx, const char ** name, bool * elementwise) {

@@ -361,6 +361,21 @@ void mixed_row(const uint unit, const bool there, const uint parity, const uint 
     }
 }
 
+// The words of weights that a lane multiplies next. They are asked for one step ahead, the first before the token is
+// quantized, so that memory is never idle.
+uint next_words[SUMS * UNROLL];
+
+void ask_for(const uint first_unit, const uint units, const uint odd, const uint parity, const uint w0, const uint words) {
+    [[unroll]] for (uint r = 0; r < SUMS; ++r) {
+        const uint unit = (min(first_unit + r / PARTS, units - 1) << odd) + parity;
+        const uint at   = place_of(unit, r % PARTS).word;
+        [[unroll]] for (uint u = 0; u < UNROLL; ++u) {
+            // behind the row there are zeros for activations
+            next_words[u * SUMS + r] = data_w[at + min(w0 + u * LANES + lane(), words - 1)];
+        }
+    }
+}
+
 void main() {
     // Rows that begin in the middle of a word need the activations one half further: then every second workgroup makes
     // those, and the others the rest.
@@ -370,6 +385,15 @@ void main() {
     const uint n_wg   = (gl_NumWorkGroups.x + odd - parity) >> odd;
     const uint units  = (p.units + odd - parity) >> odd; // of this parity
     const uint words  = (p.row_halves + parity + 1) / 2;
+
+    const uint rows = GROUPS * ROWS;   // of a workgroup at a time
+    const uint step = LANES * UNROLL; // words of a row at a time
+    if (wg * rows >= units) {
+        return;
+    }
+    if (MIXED == 0) {
+        ask_for(wg * rows + group() * ROWS, units, odd, parity, 0, words);
+    }
 
     if (gl_LocalInvocationID.x < COLS) {
         token_sums[gl_LocalInvocationID.x] = 0;
@@ -383,9 +407,8 @@ void main() {
     }
     barrier();
 
-    const uint step = GROUPS * ROWS;
-    for (uint u0 = wg * step; u0 < units; u0 += n_wg * step) {
-        const bool first_rows = u0 == wg * step;
+    for (uint u0 = wg * rows; u0 < units; u0 += n_wg * rows) {
+        const bool first_rows = u0 == wg * rows;
         const uint mine       = u0 + group() * ROWS;
 
         if (MIXED != 0) {
@@ -396,49 +419,41 @@ void main() {
             continue;
         }
 
-        uint at[SUMS];
-        [[unroll]] for (uint r = 0; r < ROWS; ++r) {
-            [[unroll]] for (uint part = 0; part < PARTS; ++part) {
-                at[r * PARTS + part] = place_of((min(mine + r, units - 1) << odd) + parity, part).word;
-            }
-        }
         int acc[SUMS * COLS];
         [[unroll]] for (uint i = 0; i < SUMS * COLS; ++i) {
             acc[i] = 0;
         }
 
-        for (uint w0 = 0; w0 < words; w0 += CHUNK) {
-            const uint n = min(CHUNK, words - w0);
-            if (words > CHUNK || first_rows) {
+        for (uint w0 = 0; w0 < words; w0 += step) {
+            const uint in_chunk = w0 % CHUNK;
+            if (in_chunk == 0 && (words > CHUNK || first_rows)) {
                 if (!first_rows || w0 != 0) {
                     barrier(); // the words of before are no longer read
                 }
-                fill(w0, (n + LANES * UNROLL - 1) / (LANES * UNROLL) * (LANES * UNROLL), parity, first_rows);
+                fill(w0, (min(CHUNK, words - w0) + step - 1) / step * step, parity, first_rows);
             }
-            for (uint t0 = lane(); t0 < n; t0 += LANES * UNROLL) {
-                uint w[SUMS * UNROLL];
-                [[unroll]] for (uint u = 0; u < UNROLL; ++u) {
-                    // behind the row there are zeros for activations
-                    const uint t = min(w0 + t0 + u * LANES, words - 1);
-                    [[unroll]] for (uint r = 0; r < SUMS; ++r) {
-                        w[u * SUMS + r] = data_w[at[r] + t];
-                    }
+            uint w[SUMS * UNROLL];
+            [[unroll]] for (uint i = 0; i < SUMS * UNROLL; ++i) {
+                w[i] = next_words[i];
+            }
+            const bool row_ends = w0 + step >= words;
+            if (!row_ends || u0 + n_wg * rows < units) {
+                ask_for(row_ends ? mine + n_wg * rows : mine, units, odd, parity, row_ends ? 0 : w0 + step, words);
+            }
+            [[unroll]] for (uint u = 0; u < UNROLL; ++u) {
+                digit_reader readers[SUMS];
+                [[unroll]] for (uint r = 0; r < SUMS; ++r) {
+                    readers[r] = digits_of(w[u * SUMS + r]);
                 }
-                [[unroll]] for (uint u = 0; u < UNROLL; ++u) {
-                    digit_reader readers[SUMS];
-                    [[unroll]] for (uint r = 0; r < SUMS; ++r) {
-                        readers[r] = digits_of(w[u * SUMS + r]);
+                [[unroll]] for (uint d = 0; d < DIGITS; ++d) {
+                    uint q[COLS];
+                    [[unroll]] for (uint c = 0; c < COLS; ++c) {
+                        q[c] = tokens[(c * DIGITS + d) * CHUNK + in_chunk + u * LANES + lane()];
                     }
-                    [[unroll]] for (uint d = 0; d < DIGITS; ++d) {
-                        uint q[COLS];
+                    [[unroll]] for (uint r = 0; r < SUMS; ++r) {
+                        const uint codes = next_digits(readers[r]);
                         [[unroll]] for (uint c = 0; c < COLS; ++c) {
-                            q[c] = tokens[(c * DIGITS + d) * CHUNK + t0 + u * LANES];
-                        }
-                        [[unroll]] for (uint r = 0; r < SUMS; ++r) {
-                            const uint codes = next_digits(readers[r]);
-                            [[unroll]] for (uint c = 0; c < COLS; ++c) {
-                                acc[r * COLS + c] += dot4(codes, q[c]);
-                            }
+                            acc[r * COLS + c] += dot4(codes, q[c]);
                         }
                     }
                 }
