@@ -38,6 +38,17 @@ fn few_tokens_are_exact() {
     }
 }
 
+/// More rows than all workgroups make at a time, on a device that does not say how many cores it has.
+#[test]
+fn workgroups_go_on_to_further_rows() {
+    let mut random = Random(27);
+    for (dtype, n) in TYPES.into_iter().zip([256, 512]) {
+        let w = Weights::new(dtype, n, 8459, Scales::One, &mut random);
+        check_tokens(&w, 1, &mut random);
+        check_tokens(&w, 3, &mut random);
+    }
+}
+
 #[test]
 fn few_tokens_of_other_scales_are_exact() {
     let mut random = Random(21);

@@ -239,6 +239,7 @@ void ggml_vk_qvac_vec_graph_begin(ggml_backend_vk_context * ctx) {
     const char *       env  = getenv("QVAC_VK_TERNARY");
     vk_qvac_vec_wish & wish = ctx->qvac->vec_wish;
     wish.plain = env && strncmp(env, "plain", 5) == 0;
+    wish.dot   = env && strncmp(env, "dot", 3) == 0;
     wish.tile  = env && strchr(env, ':');
 }
 
@@ -254,7 +255,7 @@ bool ggml_vk_qvac_plan_vec(const ggml_backend_vk_context * ctx, const vk_qvac_ve
     const bool          floats = job.source != VK_QVAC_VEC_QUANTIZED;
     const bool          mixed  = is_mixed(ctx, job);
     if (job.tokens > VK_QVAC_VEC_MAX_TOKENS || ctx->qvac->vec_wish.tile || (floats && (job.tokens > 1 || !tuned().quantize)) ||
-        (mixed && (job.n_matrices > 1 || floats))) {
+        (mixed && (job.n_matrices > 1 || floats)) || (ctx->qvac->vec_wish.dot && !has_dot(device))) {
         return false;
     }
     for (int i = 1; i < job.n_matrices; ++i) {

@@ -72,6 +72,7 @@ struct vk_qvac_vec_plan {
 // With a backend context: what QVAC_VK_TERNARY leaves to this shader.
 struct vk_qvac_vec_wish {
     bool plain = false;
+    bool dot   = false;
     bool tile  = false; // one is asked for, so nothing is
 };
 
