@@ -122,9 +122,12 @@ fn ternary_mul_mat_is_exact() {
     let mut rng = Rng(3);
     for dtype in TYPES {
         for scales in [Scales::One, Scales::OneAndZeroBlocks, Scales::Mixed] {
+            // odd rows by few numbers of tokens, and one shape by all that row by row products have a case for
             for (k, n) in [(256, 1), (512, 31), (512, 33), (768, 70)] {
                 let w = ternary(dtype, k, n, scales, &mut rng);
-                for m in [1, 2, 3, 4, 12, 13, 30] {
+                let tokens: &[usize] =
+                    if n == 33 { &[2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 30] } else { &[1, 8, 13] };
+                for &m in tokens {
                     let x = Operand::random(Dtype::F32, &[k as i64, m as i64], &mut rng);
                     let y = exactly(&[&w.operand, &x], |ctx, t| ctx.mul_mat(&t[0], &t[1]).unwrap()); // [n, m]
                     let want = ternary_reference(&w, k, n, &x.values);
@@ -132,6 +135,19 @@ fn ternary_mul_mat_is_exact() {
                 }
             }
         }
+    }
+}
+
+/// More tokens than a chunk of them has, by more rows than a slot's panels.
+#[test]
+fn ternary_mul_mat_in_several_chunks_is_exact() {
+    let (k, n, m) = (4096, 300, 270);
+    let mut rng = Rng(12);
+    for scales in [Scales::One, Scales::Mixed] {
+        let w = ternary(Dtype::TQ2_0, k, n, scales, &mut rng);
+        let x = Operand::random(Dtype::F32, &[k as i64, m as i64], &mut rng);
+        let y = compute(&[&w.operand, &x], |ctx, t| ctx.mul_mat(&t[0], &t[1]).unwrap()); // [n, m]
+        assert_same_floats(&format!("{scales:?}"), &y, &ternary_reference(&w, k, n, &x.values));
     }
 }
 
@@ -291,7 +307,7 @@ fn backward_of_one_scale_is_exact() {
 /// More rows than a unit of work takes, and more blocks than are decoded at a time.
 #[test]
 fn backward_in_several_passes_is_exact() {
-    let [n, m, tokens] = [1280, 2560, 220];
+    let [n, m, tokens] = [512, 8192, 70];
     let mut rng = Rng(9);
     let w = ternary(Dtype::TQ2_0, n, m, Scales::One, &mut rng);
     let y = rng.uniform(m * tokens);

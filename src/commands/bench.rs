@@ -244,14 +244,16 @@ impl SourceArgs {
             return Ok(Source::Kept(self.model.clone().context("clap asks for a model or a shape")?));
         };
         let config = super::synth::config(shape, &self.dtype, 42)?;
+        // Whole or not at all: a file of that name is not looked at closely the next time.
+        let write = |folder: &Path| -> anyhow::Result<tempfile::TempPath> {
+            let file = tempfile::Builder::new().prefix("qvac-ft-bench-").suffix(".gguf").tempfile_in(folder);
+            let file =
+                file.with_context(|| format!("cannot write to `{}`", folder.display()))?.into_temp_path();
+            super::synth::write(&config, &file, ui)?;
+            Ok(file)
+        };
         let Some(path) = &self.model else {
-            let file = tempfile::Builder::new()
-                .prefix("qvac-ft-bench-")
-                .suffix(".gguf")
-                .tempfile()
-                .context("cannot make a temporary file")?;
-            super::synth::write(&config, file.path(), ui)?;
-            return Ok(Source::Temporary(file.into_temp_path()));
+            return Ok(Source::Temporary(write(&std::env::temp_dir())?));
         };
         if path.exists() {
             let file = GgufFile::open(path)?;
@@ -265,7 +267,8 @@ impl SourceArgs {
                 return Err(Problem::new(fact, "leave out `--shape`, or give `--model` another name").into());
             }
         } else {
-            super::synth::write(&config, path, ui)?;
+            let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            write(folder)?.persist(path).with_context(|| format!("cannot write to `{}`", path.display()))?;
         }
         Ok(Source::Kept(path.clone()))
     }

@@ -135,7 +135,14 @@ impl Engine {
     /// The loss of each of `targets` over the tokens of `batch`.
     pub fn losses(&self, batch: &MicroBatch, targets: &[Prediction]) -> Result<Vec<f32>> {
         self.forward(batch)?;
-        self.head.losses(&self.exec, targets)
+        let mut losses = Vec::with_capacity(targets.len());
+        // There may be more targets than tokens: several labels after one.
+        for targets in targets.chunks(self.head.capacity()) {
+            self.head.upload(targets, 0.0)?;
+            self.head.compute(&self.exec, targets.len(), false)?;
+            losses.extend(self.head.losses(targets.len())?);
+        }
+        Ok(losses)
     }
 
     /// Sets all gradients to zero: a new optimizer step begins.
@@ -147,9 +154,12 @@ impl Engine {
     /// The loss of each target of `batch`; adds the gradient of `weight * their sum` to the adapter's gradients.
     pub fn accumulate(&self, batch: &MicroBatch, weight: f32) -> Result<Vec<f32>> {
         let dhidden = self.dhidden.as_ref().ok_or(Error::NotTraining)?;
-        self.forward(batch)?;
+        // All that the host writes comes first: it waits for the device before it touches a tensor, and from here to the
+        // losses it need not.
         dhidden.zero()?;
-        let losses = self.head.losses_and_grad(&self.exec, &batch.targets, weight)?;
+        self.head.upload(&batch.targets, weight)?;
+        self.forward(batch)?;
+        self.head.compute(&self.exec, batch.targets.len(), true)?;
         for block in self.blocks.iter().rev() {
             match block {
                 Block::Forward(_) => return Err(Error::NotTraining),
@@ -157,7 +167,7 @@ impl Engine {
                 Block::Keep { graph, n_forward } => self.exec.compute_from(graph, *n_forward)?,
             }
         }
-        Ok(losses)
+        self.head.losses(batch.targets.len())
     }
 
     /// Applies the accumulated gradients as optimizer step `step` (counted from 0); gives their norm before clipping.
@@ -313,8 +323,7 @@ impl Placed {
     fn new(exec: &Executor, embed: Graph, blocks: Vec<Block<Graph>>, head: Head<Graph>) -> Result<Self> {
         let mut shared = exec.arena()?;
         shared.reserve(&embed)?;
-        shared.reserve(&head.forward)?;
-        head.backward.as_ref().map_or(Ok(()), |g| shared.reserve(g))?;
+        head.forward.iter().chain(&head.backward).try_for_each(|g| shared.reserve(g))?;
         for block in &blocks {
             match block {
                 Block::Forward(forward) => shared.reserve(forward)?,

@@ -4,6 +4,7 @@
 //! not a skip, unless `QVAC_NO_VULKAN=1` says that this machine has none. Outputs lie between guard words.
 //! A new op: one function that builds it with a [`Bench`] and one that computes it with loops.
 
+mod attention;
 mod backward;
 mod cross_entropy;
 #[path = "../common/device.rs"]
@@ -12,6 +13,7 @@ mod forward;
 mod fused_back;
 mod low_rank;
 mod out_prod;
+mod out_prod_f16;
 mod ternary;
 mod ternary_reference;
 mod ternary_vec;
@@ -42,7 +44,7 @@ impl Want {
 
 /// The devices that every case runs on.
 pub fn devices() -> Vec<Device> {
-    std::iter::once(device::cpu()).chain(device::vulkan()).collect()
+    device::vulkan().into_iter().collect()
 }
 
 /// Words of pattern before and behind each output. Their bytes are a multiple of any device's buffer alignment.

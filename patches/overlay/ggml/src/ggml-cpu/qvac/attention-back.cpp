@@ -142,7 +142,8 @@ void load_tile(const attn_shape & s, const gradients & g, const buffers & b, int
     }
 }
 
-void store_rows(const float * rows, int64_t begin, int64_t end, int64_t d, int64_t dp, float scale, float * dst, int64_t stride) {
+void store_rows(const float * rows, int64_t begin, int64_t end, int64_t d, int64_t dp, float scale, float * dst,
+                int64_t stride) {
     const vf by = vf_set1(scale);
     for (int64_t i = begin; i < end; ++i) {
         for (int64_t e = 0; e < d; e += vf_lanes) {
@@ -228,8 +229,8 @@ class units {
         if (n_both_ || i < n_keys_) {
             const int64_t kv   = i % s_.n_head_kv;
             const int64_t part = i / s_.n_head_kv;
-            return { kv, kv * s_.group(), (kv + 1) * s_.group(), part * s_.n_tokens / parts_, (part + 1) * s_.n_tokens / parts_,
-                     0, s_.n_tokens, true, n_both_ > 0 };
+            return { kv, kv * s_.group(), (kv + 1) * s_.group(), part * s_.n_tokens / parts_,
+                     (part + 1) * s_.n_tokens / parts_, 0, s_.n_tokens, true, n_both_ > 0 };
         }
         const int64_t head = (i - n_keys_) % s_.n_head;
         const int64_t part = q_parts_ - 1 - (i - n_keys_) / s_.n_head;  // the costliest first

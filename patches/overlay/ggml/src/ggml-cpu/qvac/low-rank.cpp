@@ -94,7 +94,8 @@ rows pack_rows(const ggml_compute_params * params, const ggml_tensor * p) {
 }
 
 // z[t][k0 .. k0 + nk] = scale * sum_n p[k][n] v[t][n] for nt tokens
-template <int nt, int nk> void dot_tile(int64_t n, const rows & p, const rows & v, int64_t t, int64_t k0, float scale, float * z, int64_t r) {
+template <int nt, int nk>
+void dot_tile(int64_t n, const rows & p, const rows & v, int64_t t, int64_t k0, float scale, float * z, int64_t r) {
     vf acc[nt][nk];
     QVAC_UNROLL
     for (int i = 0; i < nt; ++i) {
@@ -132,7 +133,8 @@ template <int nt, int nk> void dot_tile(int64_t n, const rows & p, const rows & 
     }
 }
 
-template <int nt> void dot_ranks(int64_t n, const rows & p, const rows & v, int64_t t, float scale, float * z, int64_t r) {
+template <int nt>
+void dot_ranks(int64_t n, const rows & p, const rows & v, int64_t t, float scale, float * z, int64_t r) {
     int64_t k = 0;
     for (; k + 4 <= r; k += 4) {
         dot_tile<nt, 4>(n, p, v, t, k, scale, z, r);
@@ -204,7 +206,8 @@ template <int nt> void add_part(const add_op & op, int64_t t, int64_t begin, int
 
 // acc[k0 + k][at..] += sum_t v[t][n0 + at..] z[t][k0 + k] for tokens [t0, t1)
 template <int nk, int nv>
-void grad_tile(const rows & v, const rows & z, int64_t t0, int64_t t1, int64_t n0, int64_t at, int64_t left, int64_t k0, float * acc) {
+void grad_tile(const rows & v, const rows & z, int64_t t0, int64_t t1, int64_t n0, int64_t at, int64_t left, int64_t k0,
+               float * acc) {
     vf sum[nk][nv];
     float * to = acc + k0 * n_tile + at;
     QVAC_UNROLL
@@ -241,7 +244,8 @@ void grad_tile(const rows & v, const rows & z, int64_t t0, int64_t t1, int64_t n
 }
 
 template <int nv>
-void grad_ranks(const rows & v, const rows & z, int64_t t0, int64_t t1, int64_t n0, int64_t at, int64_t left, int64_t r, float * acc) {
+void grad_ranks(const rows & v, const rows & z, int64_t t0, int64_t t1, int64_t n0, int64_t at, int64_t left, int64_t r,
+                float * acc) {
     int64_t k = 0;
     for (; k + grad_rows <= r; k += grad_rows) {
         grad_tile<grad_rows, nv>(v, z, t0, t1, n0, at, left, k, acc);

@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <cstring>
+#include <utility>
 
 namespace qvac {
 
@@ -110,7 +111,8 @@ template <typename F, int n_tokens>
 uint16_t dot(const char * row, int64_t b0, int64_t n, uint16_t d_bits, const char * end, const int8_t * q, size_t stride,
              const int32_t * base, int32_t * sum) {
     constexpr int step  = vi_lanes * 4;
-    constexpr int n_acc = n_tokens == 1 ? 4 : 2;  // chains of additions per token: one alone waits for itself
+    // chains of additions per token: one alone waits for itself
+    constexpr int n_acc = n_tokens == 1 ? 4 : n_tokens <= 3 ? 2 : 1;
     vi            acc[n_tokens][n_acc];
     uint16_t      differ = 0;
     for (int t = 0; t < n_tokens; ++t) {
@@ -154,18 +156,12 @@ uint16_t dot(const char * row, int64_t b0, int64_t n, uint16_t d_bits, const cha
     return differ;
 }
 
-template <typename F>
-uint16_t dot_n(const char * row, int64_t b0, int64_t n, uint16_t d, const char * end, int n_tokens, const int8_t * q,
-               size_t stride, const int32_t * base, int32_t * sum) {
-    static_assert(vec_tokens == 3, "one case per token count");
-    switch (n_tokens) {
-        case 1:
-            return dot<F, 1>(row, b0, n, d, end, q, stride, base, sum);
-        case 2:
-            return dot<F, 2>(row, b0, n, d, end, q, stride, base, sum);
-        default:
-            return dot<F, 3>(row, b0, n, d, end, q, stride, base, sum);
-    }
+using dot_fn = uint16_t (*)(const char *, int64_t, int64_t, uint16_t, const char *, const int8_t *, size_t, const int32_t *,
+                            int32_t *);
+
+template <typename F, size_t... i> dot_fn pick(int n_tokens, std::index_sequence<i...>) {
+    static constexpr dot_fn table[] = { dot<F, (int) i + 1>... };
+    return table[n_tokens - 1];
 }
 
 }  // namespace
@@ -180,8 +176,9 @@ void tq_vec_arrange(ggml_type type, const int8_t * q, int64_t n, int8_t * out) {
 
 uint16_t tq_vec_dot(ggml_type type, const char * row, int64_t b0, int64_t n, uint16_t d, const char * end, int n_tokens,
                     const int8_t * q, size_t stride, const int32_t * base, int32_t * sum) {
-    return type == GGML_TYPE_TQ1_0 ? dot_n<tq1>(row, b0, n, d, end, n_tokens, q, stride, base, sum) :
-                                     dot_n<tq2>(row, b0, n, d, end, n_tokens, q, stride, base, sum);
+    using counts    = std::make_index_sequence<vec_tokens>;
+    const dot_fn fn = type == GGML_TYPE_TQ1_0 ? pick<tq1>(n_tokens, counts{}) : pick<tq2>(n_tokens, counts{});
+    return fn(row, b0, n, d, end, q, stride, base, sum);
 }
 
 }  // namespace qvac

@@ -6,7 +6,7 @@
 
 namespace qvac {
 
-static constexpr int vec_tokens = 3;  // from four on, unpacking into panels pays
+static constexpr int vec_tokens = 8;  // beyond, unpacking into panels pays
 
 // Bytes of the digit-major activations of one token: position 64*digit + byte of the block holds the q which that digit of
 // that byte of the block is multiplied with, so that a digit of a whole block is one run of bytes.

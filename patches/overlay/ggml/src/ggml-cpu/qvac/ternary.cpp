@@ -21,12 +21,17 @@ namespace {
 // slot of one token's q and, for tiles, a panel with its block scales.
 struct layout {
     int64_t n_tokens, n_blocks;
+    int64_t chunk;     // tokens
+    int64_t n_panels;  // of a slot: several, where one alone would read the q's of all tokens from afar
     size_t  arranged_stride;
-    size_t  scans, scale, sums, block_sums, q, slots, slot, slot_d, total;
+    size_t  scans, scale, sums, block_sums, q, slots, slot, slot_d, slot_panels, total;
 };
 
 constexpr size_t  line       = 64;
-constexpr int64_t max_tokens = 512 / tile_mr * tile_mr;  // whole tiles, whose q stay in the second-level cache
+constexpr int64_t max_tokens = 512 / tile_mr * tile_mr;  // of a unit, whole tiles
+constexpr int64_t chunk_size = 1 << 20;                  // bytes of q that stay in the second-level cache,
+constexpr int64_t panel_size = 3 << 18;                  // and of panels with which they meet there
+constexpr int64_t max_panels = 8;
 
 size_t pad(size_t n) {
     return (n + line - 1) / line * line;
@@ -51,8 +56,13 @@ layout plan(int nth, const ggml_tensor * dst) {
     l.block_sums = take(l.n_tokens * l.n_blocks * sizeof(int32_t));
     const bool vec = l.n_tokens <= vec_tokens;
     l.q          = take(vec ? l.n_tokens * l.arranged_stride : tile_rows_size(l.n_tokens, w->ne[0] / 4));
+    l.chunk      = std::max<int64_t>(1, chunk_size / (w->ne[0] * tile_mr)) * tile_mr;
+    l.n_panels   = std::min(l.n_tokens, max_tokens) <= l.chunk ?
+                       1 :
+                       std::min(std::max<int64_t>(1, panel_size / (w->ne[0] * tile_nr)), max_panels);
     l.slot_d     = pad(w->ne[0]);
-    l.slot       = l.slot_d + (vec ? 0 : pad(l.n_blocks * tile_nr * sizeof(float)) + w->ne[0] * tile_nr);
+    l.slot_panels = l.slot_d + pad(l.n_blocks * tile_nr * l.n_panels * sizeof(float));
+    l.slot       = vec ? l.slot_d : l.slot_panels + w->ne[0] * tile_nr * l.n_panels;
     l.slots      = take(nth * l.slot);
     l.total      = at;
     return l;
@@ -179,57 +189,73 @@ void run_vec_mixed(const task & t, int64_t r0, int64_t r1) {
     }
 }
 
-// Many tokens: rows [r0, r1), one panel of tile_nr rows after another, by tokens [t0, t1).
-void run_panels(const task & t, int64_t r0, int64_t r1, int64_t t0, int64_t t1, char * slot) {
-    const layout &  l         = t.l;
-    const bool      mixed     = t.scales.kind == tq_scale::mixed;
-    const float     d         = tq_value(t.scales);
-    const float *   scale     = t.at<float>(l.scale);
-    float *         block_d   = (float *) (slot + l.slot_d);
-    uint32_t *      panel     = (uint32_t *) (slot + l.slot - t.w->ne[0] * tile_nr);
-    const int64_t   block_n4  = tq_block / 4;
-    const int64_t   n4        = l.n_blocks * block_n4;
-    for (int64_t r = r0; r < r1; r += tile_nr) {
-        const int64_t n_rows = std::min<int64_t>(tile_nr, r1 - r);
-        tq_pack_rows(t.w, r, n_rows, panel);
-        for (int64_t i = 0; mixed && i < n_rows; ++i) {
-            for (int64_t b = 0; b < l.n_blocks; ++b) {
-                block_d[b * tile_nr + i] = tq_block_scale(t.w->type, t.row(r + i), b);
+// Many tokens: n_rows rows from r on, decoded to a panel and its block scales, by tokens [t0, t1).
+void run_panel(const task & t, int64_t r, int64_t n_rows, const uint32_t * panel, const float * block_d, int64_t t0, int64_t t1) {
+    const layout & l        = t.l;
+    const bool     mixed    = t.scales.kind == tq_scale::mixed;
+    const float    d        = tq_value(t.scales);
+    const float *  scale    = t.at<float>(l.scale);
+    const int64_t  block_n4 = tq_block / 4;
+    const int64_t  n4       = l.n_blocks * block_n4;
+    for (int64_t m = t0; m < t1; m += tile_mr) {
+        const int             mr = (int) std::min<int64_t>(tile_mr, t1 - m);
+        const uint32_t *      q  = t.at<uint32_t>(l.q) + m * n4;  // m is a multiple of tile_mr
+        alignas(line) int32_t s[tile_mr * tile_nr];
+        if (!mixed) {
+            tile_int8(mr, n4, q, t.at<int32_t>(l.sums) + m, panel, s);
+            for (int i = 0; i < mr; ++i) {
+                float *     out    = t.out(m + i) + r;
+                const float factor = scale[m + i] * d;
+                for (int64_t c = 0; c < n_rows; ++c) {
+                    out[c] = (float) s[i * tile_nr + c] * factor;
+                }
+            }
+            continue;
+        }
+        float y[tile_mr * tile_nr] = {};
+        for (int64_t b = 0; b < l.n_blocks; ++b) {
+            int32_t base[tile_mr];
+            for (int i = 0; i < mr; ++i) {
+                base[i] = t.at<int32_t>(l.block_sums)[(m + i) * l.n_blocks + b];
+            }
+            tile_int8(mr, block_n4, q + b * block_n4 * tile_mr, base, panel + b * block_n4 * tile_nr, s);
+            for (int i = 0; i < mr; ++i) {
+                for (int64_t c = 0; c < n_rows; ++c) {
+                    y[i * tile_nr + c] += (float) s[i * tile_nr + c] * block_d[b * tile_nr + c];
+                }
             }
         }
-        for (int64_t m = t0; m < t1; m += tile_mr) {
-            const int      mr = (int) std::min<int64_t>(tile_mr, t1 - m);
-            const uint32_t * q = t.at<uint32_t>(l.q) + m * n4;  // m is a multiple of tile_mr
-            alignas(line) int32_t s[tile_mr * tile_nr];
-            if (!mixed) {
-                tile_int8(mr, n4, q, t.at<int32_t>(l.sums) + m, panel, s);
-                for (int i = 0; i < mr; ++i) {
-                    float *     out    = t.out(m + i) + r;
-                    const float factor = scale[m + i] * d;
-                    for (int64_t c = 0; c < n_rows; ++c) {
-                        out[c] = (float) s[i * tile_nr + c] * factor;
-                    }
-                }
-                continue;
+        for (int i = 0; i < mr; ++i) {
+            float * out = t.out(m + i) + r;
+            for (int64_t c = 0; c < n_rows; ++c) {
+                out[c] = y[i * tile_nr + c] * scale[m + i];
             }
-            float y[tile_mr * tile_nr] = {};
-            for (int64_t b = 0; b < l.n_blocks; ++b) {
-                int32_t base[tile_mr];
-                for (int i = 0; i < mr; ++i) {
-                    base[i] = t.at<int32_t>(l.block_sums)[(m + i) * l.n_blocks + b];
-                }
-                tile_int8(mr, block_n4, q + b * block_n4 * tile_mr, base, panel + b * block_n4 * tile_nr, s);
-                for (int i = 0; i < mr; ++i) {
-                    for (int64_t c = 0; c < n_rows; ++c) {
-                        y[i * tile_nr + c] += (float) s[i * tile_nr + c] * block_d[b * tile_nr + c];
-                    }
+        }
+    }
+}
+
+// Rows [r0, r1) by tokens [t0, t1): as many panels as the slot holds by one chunk of tokens after another.
+void run_unit(const task & t, int64_t r0, int64_t r1, int64_t t0, int64_t t1, char * slot) {
+    const layout & l       = t.l;
+    const int64_t  panel_n = t.w->ne[0] / 4 * tile_nr;
+    float *        block_d = (float *) (slot + l.slot_d);
+    uint32_t *     panels  = (uint32_t *) (slot + l.slot_panels);
+    const auto     count   = [&](int64_t r) { return std::min<int64_t>(tile_nr, r1 - r); };
+    for (int64_t g = r0; g < r1; g += l.n_panels * tile_nr) {
+        const int64_t end = std::min(g + l.n_panels * tile_nr, r1);
+        for (int64_t r = g; r < end; r += tile_nr) {
+            const int64_t p = (r - g) / tile_nr;
+            tq_pack_rows(t.w, r, count(r), panels + p * panel_n);
+            for (int64_t i = 0; t.scales.kind == tq_scale::mixed && i < count(r); ++i) {
+                for (int64_t b = 0; b < l.n_blocks; ++b) {
+                    block_d[(p * l.n_blocks + b) * tile_nr + i] = tq_block_scale(t.w->type, t.row(r + i), b);
                 }
             }
-            for (int i = 0; i < mr; ++i) {
-                float * out = t.out(m + i) + r;
-                for (int64_t c = 0; c < n_rows; ++c) {
-                    out[c] = y[i * tile_nr + c] * scale[m + i];
-                }
+        }
+        for (int64_t m = t0; m < t1; m += l.chunk) {
+            for (int64_t r = g; r < end; r += tile_nr) {
+                const int64_t p = (r - g) / tile_nr;
+                run_panel(t, r, count(r), panels + p * panel_n, block_d + p * l.n_blocks * tile_nr, m, std::min(m + l.chunk, t1));
             }
         }
     }
@@ -295,16 +321,18 @@ bool ternary_mul_mat(const ggml_compute_params * params, ggml_tensor * dst) {
         }
         return true;
     }
-    // Small products: several panels to a unit, for taking a unit costs an atomic operation.
+    // A unit has as many panels as its slot, if that leaves every thread eight of them; few tokens take more, for taking a
+    // unit costs an atomic operation.
     const int64_t n_panels = (n_rows + tile_nr - 1) / tile_nr;
-    const int64_t per_unit = tile_nr * std::max<int64_t>(1, t.l.n_tokens < 64 ? n_panels / (8 * nth) : 1);
+    const int64_t at_most  = t.l.n_tokens < 64 ? n_panels : t.l.n_panels;
+    const int64_t per_unit = tile_nr * std::max<int64_t>(1, std::min(at_most, n_panels / (8 * nth)));
     const int64_t n_r      = (n_rows + per_unit - 1) / per_unit;
     const int64_t n_t      = (t.l.n_tokens + max_tokens - 1) / max_tokens;
     const tile_scope scope;
     for (int64_t u = ith; u < n_r * n_t; u = ggml_threadpool_chunk_add(params->threadpool, 1)) {
         const int64_t r0 = u % n_r * per_unit;
         const int64_t t0 = u / n_r * max_tokens;
-        run_panels(t, r0, std::min(r0 + per_unit, n_rows), t0, std::min(t0 + max_tokens, t.l.n_tokens), slot);
+        run_unit(t, r0, std::min(r0 + per_unit, n_rows), t0, std::min(t0 + max_tokens, t.l.n_tokens), slot);
     }
     return true;
 }

@@ -29,11 +29,13 @@ void ggml_vk_qvac_load_shaders(vk_device & device, const vk_qvac_create_pipeline
         device->qvac = std::make_shared<vk_qvac_device>();
     }
     ggml_vk_qvac_load_out_prod(device, create);
+    ggml_vk_qvac_load_out_prod_f16(device, create);
     ggml_vk_qvac_load_cross_entropy(device, create);
     ggml_vk_qvac_load_ternary(device, create);
     ggml_vk_qvac_load_ternary_vec(device, create);
     ggml_vk_qvac_load_low_rank(device, create);
     ggml_vk_qvac_load_fused_back(device, create);
+    ggml_vk_qvac_load_attention(device, create);
 }
 
 vk_qvac_answer ggml_vk_qvac_supports_op(const vk_device & device, const ggml_tensor * op) {
@@ -63,6 +65,10 @@ vk_qvac_answer ggml_vk_qvac_supports_op(const vk_device & device, const ggml_ten
                 case GGML_TRAIN_OP_RMS_NORM_MUL_BACK:
                 case GGML_TRAIN_OP_SWIGLU_BACK:
                     supported = ggml_vk_qvac_fused_back_supported(device, op);
+                    break;
+                case GGML_TRAIN_OP_ATTENTION:
+                case GGML_TRAIN_OP_ATTENTION_BACK:
+                    supported = ggml_vk_qvac_attention_supported(device, op);
                     break;
                 default:
                     break;
@@ -113,7 +119,11 @@ bool ggml_vk_qvac_dispatch(ggml_backend_vk_context * ctx, vk_context & subctx, g
     }
     switch (node->op) {
         case GGML_OP_OUT_PROD:
-            ggml_vk_qvac_out_prod(ctx, subctx, node);
+            if (ggml_vk_qvac_out_prod_is_f16(ctx->device, node)) {
+                ggml_vk_qvac_out_prod_f16(ctx, subctx, node);
+            } else {
+                ggml_vk_qvac_out_prod(ctx, subctx, node);
+            }
             break;
         case GGML_OP_MUL_MAT:
             ggml_vk_qvac_ternary(ctx, subctx, node);
@@ -145,6 +155,12 @@ bool ggml_vk_qvac_dispatch(ggml_backend_vk_context * ctx, vk_context & subctx, g
                     break;
                 case GGML_TRAIN_OP_SWIGLU_BACK:
                     ggml_vk_qvac_swiglu_back(ctx, subctx, node);
+                    break;
+                case GGML_TRAIN_OP_ATTENTION:
+                    ggml_vk_qvac_attention(ctx, subctx, node);
+                    break;
+                case GGML_TRAIN_OP_ATTENTION_BACK:
+                    ggml_vk_qvac_attention_back(ctx, subctx, node);
                     break;
                 default:
                     GGML_ABORT("%s: not supported", ggml_train_op_desc(node));

@@ -13,6 +13,11 @@ void ggml_vk_qvac_load_out_prod(vk_device & device, const vk_qvac_create_pipelin
 bool ggml_vk_qvac_out_prod_supported(const vk_device & device, const ggml_tensor * op);
 void ggml_vk_qvac_out_prod(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
 
+// out_prod_f16.cpp
+void ggml_vk_qvac_load_out_prod_f16(vk_device & device, const vk_qvac_create_pipeline & create);
+bool ggml_vk_qvac_out_prod_is_f16(const vk_device & device, const ggml_tensor * dst); // of those that out_prod.cpp supports
+void ggml_vk_qvac_out_prod_f16(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
+
 // cross_entropy.cpp
 void ggml_vk_qvac_load_cross_entropy(vk_device & device, const vk_qvac_create_pipeline & create);
 bool ggml_vk_qvac_cross_entropy_is_labels(const ggml_tensor * op);
@@ -32,6 +37,11 @@ void ggml_vk_qvac_load_fused_back(vk_device & device, const vk_qvac_create_pipel
 bool ggml_vk_qvac_fused_back_supported(const vk_device & device, const ggml_tensor * op);
 void ggml_vk_qvac_rms_norm_mul_back(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
 void ggml_vk_qvac_swiglu_back(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
+// attention.cpp
+void ggml_vk_qvac_load_attention(vk_device & device, const vk_qvac_create_pipeline & create);
+bool ggml_vk_qvac_attention_supported(const vk_device & device, const ggml_tensor * op);
+void ggml_vk_qvac_attention(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
+void ggml_vk_qvac_attention_back(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
 
 // Where `t` begins behind its descriptor, in elements of its type (blocks where it is quantized).
 inline uint32_t ggml_vk_qvac_offset(const ggml_backend_vk_context * ctx, const ggml_tensor * t) {

@@ -7,13 +7,21 @@
 #include "ternary.h"
 #include "ternary_vec.h"
 
-// Tile shapes of the OUT_PROD shader: square for the gradient of activations, and one narrow along each side for the
+// Tile shapes of the OUT_PROD shader: square or larger for the gradient of activations, and one narrow along each side for the
 // gradients of LoRA's A and B, whose small side is the rank.
 enum vk_qvac_out_prod_shape {
     VK_QVAC_OUT_PROD_SQUARE,
+    VK_QVAC_OUT_PROD_LARGE,
     VK_QVAC_OUT_PROD_NARROW_N,
     VK_QVAC_OUT_PROD_NARROW_M,
     VK_QVAC_OUT_PROD_SHAPE_COUNT,
+};
+
+// Tile shapes of OUT_PROD on half-precision operands.
+enum vk_qvac_out_prod_f16_shape {
+    VK_QVAC_OUT_PROD_F16_SMALL,
+    VK_QVAC_OUT_PROD_F16_LARGE,
+    VK_QVAC_OUT_PROD_F16_SHAPE_COUNT,
 };
 
 // Which pipelines of LOW_RANK_PROJECT and LOW_RANK_ADD there are; the values are indices.
@@ -23,10 +31,22 @@ enum vk_qvac_low_rank_variant {
     VK_QVAC_LOW_RANK_ALIGNED = 4, // what is read four values at a time lies at 16 bytes (LOW_RANK_PROJECT)
     VK_QVAC_LOW_RANK_VARIANT_COUNT = 8,
 };
+// The kernels of attention; each is made for 16, 32 .. 256 values a head, of which a device needs one or two.
+enum vk_qvac_attention_kernel {
+    VK_QVAC_ATTENTION_FORWARD,
+    VK_QVAC_ATTENTION_BACK_Q,
+    VK_QVAC_ATTENTION_BACK_KV,
+    VK_QVAC_ATTENTION_KERNEL_COUNT,
+};
+
+constexpr uint32_t VK_QVAC_ATTENTION_WIDTHS = 16;
 
 // With a device: the pipelines.
 struct vk_qvac_device {
     vk_pipeline out_prod[GGML_TYPE_COUNT][VK_QVAC_OUT_PROD_SHAPE_COUNT];
+    vk_pipeline out_prod_f16[GGML_TYPE_COUNT][VK_QVAC_OUT_PROD_F16_SHAPE_COUNT];
+    vk_pipeline out_prod_scale;
+    vk_pipeline out_prod_sum;
     vk_pipeline cross_entropy;
     vk_pipeline cross_entropy_back;
     vk_qvac_ternary_pipelines ternary;
@@ -36,6 +56,7 @@ struct vk_qvac_device {
     vk_pipeline low_rank_grad;
     vk_pipeline rms_norm_mul_back[2]; // rows of up to 2048 values, and longer ones
     vk_pipeline swiglu_back[2];       // one value at a time, and four
+    vk_pipeline attention[VK_QVAC_ATTENTION_KERNEL_COUNT][VK_QVAC_ATTENTION_WIDTHS];
 };
 
 // With a backend context: scratch memory and what is known of the graph being recorded.

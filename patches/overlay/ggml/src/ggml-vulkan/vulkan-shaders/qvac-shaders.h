@@ -9,6 +9,16 @@ static void qvac_shaders() {
         string_to_spv("qvac_out_prod_" + type, "qvac_out_prod.comp",
             {{"DATA_A_" + to_uppercase(type), "1"}, {"FLOAT_TYPE", "float"}, {"FLOAT_TYPEV2", "vec2"}, {"FLOAT_TYPEV4", "vec4"}});
     }
+    for (const std::string type : { "f16", "bf16", "q4_0", "q4_1", "q5_0", "q8_0", "q4_k", "q6_k", "tq1_0", "tq2_0" }) {
+        const std::map<std::string, std::string> defines =
+            {{"DATA_A_" + to_uppercase(type), "1"}, {"FLOAT_TYPE", "float"}, {"FLOAT_TYPEV2", "vec2"}, {"FLOAT_TYPEV4", "vec4"}};
+        string_to_spv("qvac_out_prod_f16_" + type, "qvac_out_prod_f16.comp", defines);
+#if defined(GGML_VULKAN_COOPMAT_GLSLC_SUPPORT)
+        string_to_spv("qvac_out_prod_f16_" + type, "qvac_out_prod_f16.comp", merge_maps(defines, {{"COOPMAT", "1"}}), true, true);
+#endif
+    }
+    string_to_spv("qvac_out_prod_scale",     "qvac_out_prod_scale.comp",     {});
+    string_to_spv("qvac_out_prod_sum",       "qvac_out_prod_sum.comp",       {});
     string_to_spv("qvac_cross_entropy",      "qvac_cross_entropy.comp",      {});
     string_to_spv("qvac_cross_entropy_back", "qvac_cross_entropy_back.comp", {});
     string_to_spv("qvac_tq_quantize", "qvac_tq_quantize.comp", {});
@@ -32,4 +42,11 @@ static void qvac_shaders() {
     string_to_spv("qvac_low_rank_grad",      "qvac_low_rank_grad.comp",      {});
     string_to_spv("qvac_rms_norm_mul_back",  "qvac_rms_norm_mul_back.comp",  {});
     string_to_spv("qvac_swiglu_back",        "qvac_swiglu_back.comp",        {});
+    for (const std::string name : { "qvac_attention", "qvac_attention_back_q", "qvac_attention_back_kv" }) {
+        string_to_spv(name, name + ".comp", {});
+        string_to_spv(name + "_imitation", name + ".comp", {{"IMITATION", "1"}});
+#if defined(GGML_VULKAN_COOPMAT_GLSLC_SUPPORT)
+        string_to_spv(name, name + ".comp", {{"COOPMAT", "1"}}, true, true);
+#endif
+    }
 }

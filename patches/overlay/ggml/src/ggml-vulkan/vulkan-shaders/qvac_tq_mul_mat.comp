@@ -331,7 +331,9 @@ void main() {
     // side by side, token after token.
     const uint ONE  = TM * TN / 4;
     const uint area = gl_SubgroupID * LIMBS * ONE;
-    [[unroll]] for (uint j = 0; j < NS; j += LIMBS) {
+    // (Counted in ones: a loop in steps of LIMBS is not unrolled by every driver, and then the sums live in memory.)
+    [[unroll]] for (uint pair = 0; pair < NS / LIMBS; ++pair) {
+        const uint j = pair * LIMBS;
         [[unroll]] for (uint i = 0; i < MS; ++i) {
             [[unroll]] for (uint l = 0; l < LIMBS; ++l) {
                 coopMatStore(sums[(j + l) * MS + i], tile, area + l * ONE, TM / 4, gl_CooperativeMatrixLayoutColumnMajor);
