@@ -32,6 +32,7 @@ void ggml_vk_qvac_load_shaders(vk_device & device, const vk_qvac_create_pipeline
     ggml_vk_qvac_load_out_prod_f16(device, create);
     ggml_vk_qvac_load_cross_entropy(device, create);
     ggml_vk_qvac_load_ternary(device, create);
+    ggml_vk_qvac_load_ternary_vec(device, create);
     ggml_vk_qvac_load_low_rank(device, create);
     ggml_vk_qvac_load_fused_back(device, create);
     ggml_vk_qvac_load_attention(device, create);
@@ -85,9 +86,13 @@ void ggml_vk_qvac_graph_begin(ggml_backend_vk_context * ctx, const ggml_cgraph *
         ctx->qvac = std::make_shared<vk_qvac_context>();
     }
     ggml_vk_qvac_ternary_graph_begin(ctx, cgraph);
+    ggml_vk_qvac_vec_graph_begin(ctx);
 }
 
 bool ggml_vk_qvac_fuse(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph, int node_idx, const char ** name, bool * elementwise) {
+    if (ggml_vk_qvac_fuse_generation(ctx, cgraph, node_idx, name, elementwise)) {
+        return true;
+    }
     const ggml_tensor * node = cgraph->nodes[node_idx];
     if (!is_ours(node)) {
         return false;
@@ -97,7 +102,6 @@ bool ggml_vk_qvac_fuse(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph
     if (node->op == GGML_OP_CUSTOM) {
         *name = ggml_train_op_desc(node);
     }
-    GGML_UNUSED(elementwise);
     return true;
 }
 
@@ -106,6 +110,9 @@ void ggml_vk_qvac_written(ggml_tensor * tensor) {
 }
 
 bool ggml_vk_qvac_dispatch(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_cgraph * cgraph, int node_idx) {
+    if (ggml_vk_qvac_fused(ctx, subctx, cgraph, node_idx)) {
+        return true;
+    }
     ggml_tensor * node = cgraph->nodes[node_idx];
     if (!is_ours(node)) {
         return false;

@@ -5,6 +5,7 @@
 
 #include "../ggml-vulkan-common.h"
 #include "ternary.h"
+#include "ternary_vec.h"
 
 // Tile shapes of the OUT_PROD shader: square or larger for the gradient of activations, and one narrow along each side for the
 // gradients of LoRA's A and B, whose small side is the rank.
@@ -49,6 +50,7 @@ struct vk_qvac_device {
     vk_pipeline cross_entropy;
     vk_pipeline cross_entropy_back;
     vk_qvac_ternary_pipelines ternary;
+    vk_qvac_vec_pipelines ternary_vec;
     vk_pipeline low_rank_project[VK_QVAC_LOW_RANK_VARIANT_COUNT];
     vk_pipeline low_rank_add[VK_QVAC_LOW_RANK_VARIANT_COUNT];
     vk_pipeline low_rank_grad;
@@ -61,4 +63,6 @@ struct vk_qvac_device {
 struct vk_qvac_context {
     vk_buffer scratch;
     vk_qvac_ternary_state ternary;
+    vk_qvac_vec_wish vec_wish;
+    vk_qvac_fusion fusion;
 };

@@ -101,6 +101,20 @@ void quantize(ggml_backend_vk_context * ctx, vk_context & subctx, const quantiza
 }
 
 void multiply(ggml_backend_vk_context * ctx, vk_context & subctx, const product & p, const vk_subbuffer & q, size_t q_offset, ggml_tensor * dst) {
+    if (!p.backward) {
+        vk_qvac_vec_job job = {};
+        job.matrices[0] = { p.w, nullptr, dst };
+        job.n_matrices  = 1;
+        job.source      = VK_QVAC_VEC_QUANTIZED;
+        job.q           = q;
+        job.q_offset    = q_offset;
+        job.tokens      = p.tokens;
+        vk_qvac_vec_plan plan;
+        if (ggml_vk_qvac_plan_vec(ctx, job, plan)) {
+            ggml_vk_qvac_vec(ctx, subctx, plan);
+            return;
+        }
+    }
     const qvac::tq_scales scales = ggml_vk_qvac_ternary_scales(ctx, p.w);
     const bool            mixed  = scales.kind == qvac::tq_scale::mixed;
     const auto            choice = ggml_vk_qvac_ternary_choose(ctx->device, { p.m, p.tokens, p.limbs, mixed });

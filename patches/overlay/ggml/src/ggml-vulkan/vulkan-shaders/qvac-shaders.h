@@ -23,6 +23,9 @@ static void qvac_shaders() {
     string_to_spv("qvac_cross_entropy_back", "qvac_cross_entropy_back.comp", {});
     string_to_spv("qvac_tq_quantize", "qvac_tq_quantize.comp", {});
     for (const std::string type : { "tq1_0", "tq2_0" }) {
+        const std::map<std::string, std::string> vec = {{"DATA_A_" + to_uppercase(type), "1"}};
+        string_to_spv("qvac_tq_mul_mat_vec_" + type + "_plain", "qvac_tq_mul_mat_vec.comp", vec);
+        string_to_spv("qvac_tq_mul_mat_vec_" + type + "_dot", "qvac_tq_mul_mat_vec.comp", merge_maps(vec, {{"TQ_DOT", "1"}}));
         for (const bool back : { false, true }) {
             std::map<std::string, std::string> defines = {{"DATA_A_" + to_uppercase(type), "1"}};
             if (back) {
