@@ -44,7 +44,7 @@ impl Want {
 
 /// The devices that every case runs on.
 pub fn devices() -> Vec<Device> {
-    device::vulkan().into_iter().collect()
+    std::iter::once(device::cpu()).chain(device::vulkan()).collect()
 }
 
 /// Words of pattern before and behind each output. Their bytes are a multiple of any device's buffer alignment.
