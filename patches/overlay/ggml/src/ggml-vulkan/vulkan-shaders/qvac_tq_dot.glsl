@@ -137,18 +137,28 @@ float sum_of(const uint at) {
     return MIXED != 0 ? sums[at] : float(acc[at]);
 }
 
-void put_sums(const uint m0, const uint t0) {
-    [[unroll]] for (uint j = 0; j < TN; ++j) {
-        if (LIMBS == 2 && j * LANES_N / LIMB_RUN % 2 != 0) {
-            continue; // a second limb
+void put_row_of_sums(const uint m0, const uint t0, const uint j, const uint second) {
+    const uint token = t0 + token_of(lane_n() + j * LANES_N);
+    [[unroll]] for (uint i = 0; i < TM; ++i) {
+        float s = sum_of(j * TM + i);
+        if (LIMBS == 2) {
+            s = both_limbs(s, sum_of(second * TM + i));
         }
-        const uint token = t0 + token_of(lane_n() + j * LANES_N);
-        [[unroll]] for (uint i = 0; i < TM; ++i) {
-            float s = sum_of(j * TM + i);
-            if (LIMBS == 2) {
-                s = both_limbs(s, sum_of((j + LIMB_RUN / LANES_N) % TN * TM + i));
-            }
-            put(output_of(m0, lane_m() + i * LANES_M), token, s);
+        put(output_of(m0, lane_m() + i * LANES_M), token, s);
+    }
+}
+
+// Every loop counts in ones and skips nothing: only then does every driver unroll it, and sums stay in registers.
+void put_sums(const uint m0, const uint t0) {
+    const uint RUN = LIMB_RUN / LANES_N; // an invocation's columns of one limb, before those of the other
+    if (LIMBS == 1) {
+        [[unroll]] for (uint j = 0; j < TN; ++j) {
+            put_row_of_sums(m0, t0, j, j);
+        }
+    } else {
+        [[unroll]] for (uint first = 0; first < TN / 2; ++first) {
+            const uint j = first / RUN * 2 * RUN + first % RUN;
+            put_row_of_sums(m0, t0, j, j + RUN);
         }
     }
 }
