@@ -11,6 +11,7 @@ mod device;
 mod forward;
 mod fused_back;
 mod low_rank;
+mod many_rows;
 mod out_prod;
 mod ternary;
 mod ternary_reference;
