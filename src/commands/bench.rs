@@ -97,7 +97,7 @@ struct InferArgs {
     #[arg(long, value_name = "NAME")]
     device: Option<String>,
 
-    /// CPU threads; one for each physical core if not given
+    /// CPU threads; if not given one for each physical core, or a few beside a GPU
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u32>::new().range(1..=512))]
     threads: Option<u32>,
 
@@ -387,7 +387,7 @@ fn infer(args: &InferArgs, interrupt: Interrupt, ui: &Ui) -> anyhow::Result<Outc
         None => Device::best()?,
     };
     let on_gpu = matches!(device.kind(), DeviceKind::Gpu | DeviceKind::Igpu);
-    let n_threads = args.threads.unwrap_or_else(llama::physical_cores);
+    let n_threads = args.threads.unwrap_or_else(|| llama::default_threads(device.name()));
     let source = args.source.ready(ui)?;
     let path = source.path();
     let subject = Subject::new(&source, &source.open()?, &device, n_threads as usize);

@@ -12,6 +12,7 @@ mod device;
 mod forward;
 mod fused_back;
 mod low_rank;
+mod many_rows;
 mod out_prod;
 mod out_prod_f16;
 mod ternary;

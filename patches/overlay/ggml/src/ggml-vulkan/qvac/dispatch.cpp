@@ -22,6 +22,45 @@ bool is_ours(const ggml_tensor * op) {
     }
 }
 
+// Upstream's ops that we record where our kernels take their layout, faster with many rows. Upstream supports all of these
+// layouts too, so that supports_op need not know of them.
+bool is_taken(const ggml_backend_vk_context * ctx, const ggml_tensor * op) {
+    switch (op->op) {
+        case GGML_OP_RMS_NORM:
+            return ggml_vk_qvac_takes_rms_norm(ctx, op);
+        case GGML_OP_ADD:
+        case GGML_OP_GLU:
+            return ggml_vk_qvac_takes_binary(ctx, op);
+        case GGML_OP_ROPE:
+        case GGML_OP_ROPE_BACK:
+            return ggml_vk_qvac_takes_rope(ctx, op);
+        default:
+            return false;
+    }
+}
+
+// The nodes of a fusion of upstream's, or one that is not taken, stay upstream's.
+bool dispatch_taken(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_cgraph * cgraph, int node_idx) {
+    ggml_tensor * node  = cgraph->nodes[node_idx];
+    const bool    fused = ctx->num_additional_fused_ops != 0;
+    if ((fused && !ctx->qvac->fused_rms_norm) || !is_taken(ctx, node)) {
+        return false;
+    }
+    switch (node->op) {
+        case GGML_OP_RMS_NORM:
+            ggml_vk_qvac_rms_norm(ctx, subctx, node, fused ? cgraph->nodes[node_idx + 1] : nullptr);
+            break;
+        case GGML_OP_ADD:
+        case GGML_OP_GLU:
+            ggml_vk_qvac_binary(ctx, subctx, node);
+            break;
+        default:
+            ggml_vk_qvac_rope(ctx, subctx, node);
+            break;
+    }
+    return true;
+}
+
 } // namespace
 
 void ggml_vk_qvac_load_shaders(vk_device & device, const vk_qvac_create_pipeline & create) {
@@ -34,8 +73,10 @@ void ggml_vk_qvac_load_shaders(vk_device & device, const vk_qvac_create_pipeline
     ggml_vk_qvac_load_ternary(device, create);
     ggml_vk_qvac_load_ternary_vec(device, create);
     ggml_vk_qvac_load_low_rank(device, create);
-    ggml_vk_qvac_load_fused_back(device, create);
     ggml_vk_qvac_load_attention(device, create);
+    ggml_vk_qvac_load_rms_norm(device, create);
+    ggml_vk_qvac_load_elementwise(device, create);
+    ggml_vk_qvac_load_rope(device, create);
 }
 
 vk_qvac_answer ggml_vk_qvac_supports_op(const vk_device & device, const ggml_tensor * op) {
@@ -63,8 +104,10 @@ vk_qvac_answer ggml_vk_qvac_supports_op(const vk_device & device, const ggml_ten
                     supported = ggml_vk_qvac_low_rank_supported(device, op);
                     break;
                 case GGML_TRAIN_OP_RMS_NORM_MUL_BACK:
+                    supported = ggml_vk_qvac_rms_norm_mul_back_supported(device, op);
+                    break;
                 case GGML_TRAIN_OP_SWIGLU_BACK:
-                    supported = ggml_vk_qvac_fused_back_supported(device, op);
+                    supported = ggml_vk_qvac_swiglu_back_supported(device, op);
                     break;
                 case GGML_TRAIN_OP_ATTENTION:
                 case GGML_TRAIN_OP_ATTENTION_BACK:
@@ -94,6 +137,15 @@ bool ggml_vk_qvac_fuse(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph
         return true;
     }
     const ggml_tensor * node = cgraph->nodes[node_idx];
+    ctx->qvac->fused_rms_norm = node->op == GGML_OP_RMS_NORM && ggml_vk_qvac_fuses_rms_norm(ctx, cgraph, node_idx);
+    if (ctx->qvac->fused_rms_norm) {
+        // A row is read before it is written, by the same workgroup: upstream may place the result over the input.
+        ctx->num_additional_fused_ops = 1;
+        *name          = "RMS_NORM_MUL";
+        elementwise[0] = true;
+        elementwise[1] = false;
+        return true;
+    }
     if (!is_ours(node)) {
         return false;
     }
@@ -115,7 +167,7 @@ bool ggml_vk_qvac_dispatch(ggml_backend_vk_context * ctx, vk_context & subctx, g
     }
     ggml_tensor * node = cgraph->nodes[node_idx];
     if (!is_ours(node)) {
-        return false;
+        return dispatch_taken(ctx, subctx, cgraph, node_idx);
     }
     switch (node->op) {
         case GGML_OP_OUT_PROD:

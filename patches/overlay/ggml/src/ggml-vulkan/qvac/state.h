@@ -41,20 +41,26 @@ enum vk_qvac_attention_kernel {
 
 constexpr uint32_t VK_QVAC_ATTENTION_WIDTHS = 16;
 
+// Rows of up to 256, 2048 and 6144 values, and longer ones (rms_norm.cpp).
+constexpr uint32_t VK_QVAC_ROW_SHAPE_COUNT = 4;
+
 // With a device: the pipelines.
 struct vk_qvac_device {
     vk_pipeline out_prod[GGML_TYPE_COUNT][VK_QVAC_OUT_PROD_SHAPE_COUNT];
     vk_pipeline out_prod_f16[GGML_TYPE_COUNT][VK_QVAC_OUT_PROD_F16_SHAPE_COUNT];
     vk_pipeline out_prod_scale;
     vk_pipeline out_prod_sum;
-    vk_pipeline cross_entropy;
-    vk_pipeline cross_entropy_back;
+    vk_pipeline cross_entropy[2];      // one value at a time, and four
+    vk_pipeline cross_entropy_back[2];
     vk_qvac_ternary_pipelines ternary;
     vk_qvac_vec_pipelines ternary_vec;
     vk_pipeline low_rank_project[VK_QVAC_LOW_RANK_VARIANT_COUNT];
     vk_pipeline low_rank_add[VK_QVAC_LOW_RANK_VARIANT_COUNT];
     vk_pipeline low_rank_grad;
-    vk_pipeline rms_norm_mul_back[2]; // rows of up to 2048 values, and longer ones
+    vk_pipeline rms_norm[VK_QVAC_ROW_SHAPE_COUNT][2][2];       // unaligned and aligned; without and with a product behind it
+    vk_pipeline rms_norm_mul_back[VK_QVAC_ROW_SHAPE_COUNT][2]; // unaligned and aligned
+    vk_pipeline rope[2];              // pairs of neighbours, NEOX
+    vk_pipeline binary[2];            // ADD, SWIGLU
     vk_pipeline swiglu_back[2];       // one value at a time, and four
     vk_pipeline attention[VK_QVAC_ATTENTION_KERNEL_COUNT][VK_QVAC_ATTENTION_WIDTHS];
 };
@@ -62,6 +68,7 @@ struct vk_qvac_device {
 // With a backend context: scratch memory and what is known of the graph being recorded.
 struct vk_qvac_context {
     vk_buffer scratch;
+    bool fused_rms_norm = false; // the node being recorded is an RMS_NORM that we fused with the MUL behind it
     vk_qvac_ternary_state ternary;
     vk_qvac_vec_wish vec_wish;
     vk_qvac_fusion fusion;

@@ -12,27 +12,37 @@ struct tile_shape {
     uint32_t BM, BN, BK; // outputs, columns (token times limb), step of the sum
     uint32_t TM, TN;     // of one invocation, without cooperative matrices; BN / TN is 8 or 16 (the shader's LIMB_RUN)
     uint32_t WM, WN;     // of one subgroup, with them; WN is 32 or more, so that it holds both limbs of its tokens
-    float    rate;       // outputs a core makes at a time, relative to the first shape: a large tile reads and unpacks less
+    // Where the product has at least so many tiles of 128 x 128 per core of the device, with and without cooperative
+    // matrices; never where negative. The first shape that may be used is.
+    float    coopmat_from, dot_from;
 
     uint32_t shared_bytes() const { return (BM + BN) * (BK + 16); }
     uint32_t invocations() const { return (BM / TM) * (BN / TN); }
     uint32_t subgroups() const { return (BM / WM) * (BN / WN); }
 };
 
-// A product takes the shape with which its slowest core is done first: cores make ceil(tiles / cores) tiles one after
-// another, each in the time BM * BN / rate.
+constexpr float NEVER = -1.0f;
+
+// Measured on an H100 (docs/performance.md). Large products want large tiles, which read and unpack less; the smaller a
+// product, the more tiles it must be cut into for every core to have some, and the longer a step, for loads to be hidden.
 const tile_shape TILES[VK_QVAC_TERNARY_TILE_COUNT] = {
-    { 128, 128, 64, 8, 8, 64, 32, 1.0f },
-    { 128,  64, 64, 8, 4, 64, 32, 0.9f },
-    {  64,  64, 64, 4, 8, 32, 32, 0.8f },
-    {  64,  32, 64, 4, 4, 32, 32, 0.6f },
+    { 128, 128,  64, 8, 8, 64, 64, 3.0f,  NEVER },
+    {  64, 128,  64, 4, 8, 32, 64, 1.2f,  NEVER },
+    { 128, 128, 128, 8, 8, 64, 32, 0.75f, NEVER },
+    {  64,  64, 128, 4, 8, 32, 32, 0.0f,  NEVER },
+    {  64,  64,  64, 4, 8, 32, 32, 0.0f,  0.2f  },
+    {  64,  32,  64, 4, 4, 32, 32, 0.0f,  0.0f  },
+    { 256, 128,  64, 8, 8, 64, 64, NEVER, NEVER },
+    { 128, 256,  64, 8, 16, 64, 64, NEVER, NEVER },
+    { 128, 128, 128, 8, 8, 64, 64, NEVER, NEVER },
+    { 256,  64, 128, 8, 8, 64, 64, NEVER, NEVER },
 };
 
 // Where the device does not say how many cores it has.
 constexpr uint32_t CORES_UNKNOWN = 16;
 
 // Mixed scales take twice the registers for sums.
-constexpr int FIRST_MIXED_TILE = 2;
+constexpr int FIRST_MIXED_TILE = 4;
 
 constexpr uint32_t LIMB_RUN = 16; // the shader's
 
@@ -170,20 +180,14 @@ std::optional<vk_qvac_ternary_choice> ggml_vk_qvac_ternary_choose(const vk_devic
     }
     const int64_t cores   = device->shader_core_count ? device->shader_core_count : CORES_UNKNOWN;
     const int64_t columns = problem.tokens * problem.limbs;
+    const float   tiles   = (float) (CEIL_DIV(problem.m, (int64_t) 128) * CEIL_DIV(columns, (int64_t) 128)) / (float) cores;
 
     std::optional<vk_qvac_ternary_choice> choice;
-    float                                 least = 0.0f;
-    for (int t = problem.mixed ? FIRST_MIXED_TILE : 0; t < VK_QVAC_TERNARY_TILE_COUNT; ++t) {
-        const tile_shape & tile = TILES[t];
-        if (!fits(device, *kernel, tile)) {
-            continue;
-        }
-        const int64_t tiles = CEIL_DIV(problem.m, (int64_t) tile.BM) * CEIL_DIV(columns, (int64_t) tile.BN);
-        const float   time  = (float) CEIL_DIV(tiles, cores) * (float) (tile.BM * tile.BN) / tile.rate;
-        const bool    asked = wish.tile && *wish.tile == t;
-        if (!choice || time < least || asked) {
+    for (int t = problem.mixed ? FIRST_MIXED_TILE : 0; t < VK_QVAC_TERNARY_TILE_COUNT && !choice; ++t) {
+        const float from = *kernel == VK_QVAC_TERNARY_COOPMAT ? TILES[t].coopmat_from : TILES[t].dot_from;
+        const bool  use  = wish.tile ? t == *wish.tile : from >= 0.0f && tiles >= from;
+        if (use && fits(device, *kernel, TILES[t])) {
             choice = { *kernel, t };
-            least  = asked ? -1.0f : time;
         }
     }
     // Mixed scales have not every shape; else one that was asked for and does not fit is an error.

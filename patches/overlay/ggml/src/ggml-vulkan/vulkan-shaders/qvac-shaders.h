@@ -40,7 +40,12 @@ static void qvac_shaders() {
     string_to_spv("qvac_low_rank_project",   "qvac_low_rank_project.comp",   {});
     string_to_spv("qvac_low_rank_add",       "qvac_low_rank_add.comp",       {});
     string_to_spv("qvac_low_rank_grad",      "qvac_low_rank_grad.comp",      {});
-    string_to_spv("qvac_rms_norm_mul_back",  "qvac_rms_norm_mul_back.comp",  {});
+    for (const std::string keep : { "2", "6", "14" }) {
+        string_to_spv("qvac_rms_norm_" + keep,          "qvac_rms_norm.comp",          {{"KEEP", keep}});
+        string_to_spv("qvac_rms_norm_mul_back_" + keep, "qvac_rms_norm_mul_back.comp", {{"KEEP", keep}});
+    }
+    string_to_spv("qvac_rope",               "qvac_rope.comp",               {});
+    string_to_spv("qvac_binary",             "qvac_binary.comp",             {});
     string_to_spv("qvac_swiglu_back",        "qvac_swiglu_back.comp",        {});
     for (const std::string name : { "qvac_attention", "qvac_attention_back_q", "qvac_attention_back_kv" }) {
         string_to_spv(name, name + ".comp", {});
