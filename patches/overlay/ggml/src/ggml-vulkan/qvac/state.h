@@ -17,10 +17,13 @@ enum vk_qvac_out_prod_shape {
     VK_QVAC_OUT_PROD_SHAPE_COUNT,
 };
 
-// Tile shapes of OUT_PROD on half-precision operands.
+// Tile shapes of products on half-precision operands; those from DEEP on are taken when asked for.
 enum vk_qvac_out_prod_f16_shape {
     VK_QVAC_OUT_PROD_F16_SMALL,
     VK_QVAC_OUT_PROD_F16_LARGE,
+    VK_QVAC_OUT_PROD_F16_DEEP,
+    VK_QVAC_OUT_PROD_F16_WIDE,
+    VK_QVAC_OUT_PROD_F16_QUADS,
     VK_QVAC_OUT_PROD_F16_SHAPE_COUNT,
 };
 
@@ -52,6 +55,11 @@ struct vk_qvac_device {
     vk_pipeline out_prod_sum;
     vk_pipeline cross_entropy[2];      // one value at a time, and four
     vk_pipeline cross_entropy_back[2];
+    vk_pipeline halves[2][GGML_TYPE_COUNT][VK_QVAC_OUT_PROD_F16_SHAPE_COUNT][2]; // [OUT_PROD or MUL_MAT], [weights are aligned]
+    vk_pipeline halves_scale[2];                                                 // [is aligned]
+    vk_pipeline halves_sum;
+    vk_pipeline cross_entropy;
+    vk_pipeline cross_entropy_back;
     vk_qvac_ternary_pipelines ternary;
     vk_qvac_vec_pipelines ternary_vec;
     vk_pipeline low_rank_project[VK_QVAC_LOW_RANK_VARIANT_COUNT];
