@@ -1,7 +1,8 @@
 //! Fused causal attention within samples, forward and backward, against loops in f64.
 //!
 //! `QVAC_VK_ATTENTION` chooses the kernels of a Vulkan device for the whole process (`attention.cpp`); two tests at the end
-//! run this module's others again in processes of their own, for the kernels that this machine would not choose.
+//! run others of this module again in processes of their own, for kernels that this machine may not choose. On a GPU with
+//! cooperative matrices run the module with `QVAC_VK_ATTENTION=plain` too.
 
 use std::process::Command;
 
@@ -40,7 +41,7 @@ struct Case {
     gradient: f32,
 }
 
-const PLAIN: Case = Case { d: 64, h: 2, h_kv: 2, samples: &[70], query: 1.0, gradient: 1.0 };
+const PLAIN: Case = Case { d: 32, h: 2, h_kv: 2, samples: &[70], query: 1.0, gradient: 1.0 };
 
 /// A case's inputs and what attention makes of them.
 struct Reference {
@@ -50,9 +51,27 @@ struct Reference {
     dy: Vec<f32>,
     segments: Vec<i32>,
     scale: f32,
-    forward: [Vec<f64>; 2],  // the output, the log-sum-exp
-    backward: [Vec<f64>; 3], // of q, of k, of v
+    forward: [Part; 2],  // the output, the log-sum-exp
+    backward: [Part; 3], // of q, of k, of v
     largest_score: f64,
+}
+
+/// What errors are relative to: the largest sum of the absolute values of what an element is made of. A score's gradient
+/// is a difference, which for a token that sees only itself is nothing but rounding errors.
+struct Part {
+    values: Vec<f64>,
+    size: f64,
+}
+
+impl Part {
+    fn new(values: Vec<f64>) -> Self {
+        let size = largest(&values);
+        Self { values, size }
+    }
+}
+
+fn largest(values: &[f64]) -> f64 {
+    values.iter().fold(0.0, |m, x| m.max(x.abs()))
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f64 {
@@ -62,6 +81,12 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
 fn add(to: &mut [f64], factor: f64, v: &[f32]) {
     for (to, &v) in to.iter_mut().zip(v) {
         *to += factor * f64::from(v);
+    }
+}
+
+fn add_size(to: &mut [f64], factor: f64, v: &[f32]) {
+    for (to, &v) in to.iter_mut().zip(v) {
+        *to += factor * f64::from(v).abs();
     }
 }
 
@@ -88,8 +113,8 @@ impl Case {
             }
         }
 
-        let [mut out, mut dq] = [(); 2].map(|()| vec![0.0; d * h * t]);
-        let [mut dk, mut dv] = [(); 2].map(|()| vec![0.0; d * h_kv * t]);
+        let [mut out, mut dq, mut dq_size] = [(); 3].map(|()| vec![0.0; d * h * t]);
+        let [mut dk, mut dk_size, mut dv] = [(); 3].map(|()| vec![0.0; d * h_kv * t]);
         let mut lse = vec![0.0; h * t];
         let mut largest_score = 0.0f64;
         for i in 0..t {
@@ -110,14 +135,22 @@ impl Case {
                 let delta: f64 = dy.iter().zip(&out[row..]).map(|(&a, b)| f64::from(a) * b).sum();
                 for (j, s) in (first..).zip(&score) {
                     let p = (s - log).exp();
-                    let ds = f64::from(scale) * p * (dot(dy, &v[key(j)..][..d]) - delta);
+                    let dp = dot(dy, &v[key(j)..][..d]);
+                    let ds = f64::from(scale) * p * (dp - delta);
+                    let size = f64::from(scale) * p * (dp.abs() + delta.abs());
                     add(&mut dq[row..][..d], ds, &k[key(j)..][..d]);
+                    add_size(&mut dq_size[row..][..d], size, &k[key(j)..][..d]);
                     add(&mut dk[key(j)..][..d], ds, &q[row..][..d]);
+                    add_size(&mut dk_size[key(j)..][..d], size, &q[row..][..d]);
                     add(&mut dv[key(j)..][..d], p, dy);
                 }
             }
         }
-        Reference { q, k, v, dy, segments, scale, forward: [out, lse], backward: [dq, dk, dv], largest_score }
+        let dq = Part { size: largest(&dq_size), values: dq };
+        let dk = Part { size: largest(&dk_size), values: dk };
+        let forward = [out, lse].map(Part::new);
+        let backward = [dq, dk, Part::new(dv)];
+        Reference { q, k, v, dy, segments, scale, forward, backward, largest_score }
     }
 
     /// Forward and backward on every device, twice: the same bits come back.
@@ -163,20 +196,19 @@ impl Case {
     }
 }
 
-/// Each part of `got` within `tolerance` of the largest value of that part.
-fn compare<const N: usize>(name: &str, got: &[f32], want: &[Vec<f64>; N], tolerance: f64) {
-    assert_eq!(got.len(), want.iter().map(Vec::len).sum::<usize>(), "{name}");
+/// Each part of `got` within `tolerance` of that part's size.
+fn compare<const N: usize>(name: &str, got: &[f32], want: &[Part; N], tolerance: f64) {
+    assert_eq!(got.len(), want.iter().map(|part| part.values.len()).sum::<usize>(), "{name}");
     let mut rest = got;
-    for (part, want) in want.iter().enumerate() {
-        let (got, others) = rest.split_at(want.len());
+    for (n, part) in want.iter().enumerate() {
+        let (got, others) = rest.split_at(part.values.len());
         rest = others;
-        let largest = want.iter().fold(0.0f64, |m, x| m.max(x.abs()));
-        for (i, (&g, w)) in got.iter().zip(want).enumerate() {
-            let error = (f64::from(g) - w).abs();
+        for (i, (&g, w)) in got.iter().zip(&part.values).enumerate() {
             // Not `error > bound`: a NaN is to fail.
             assert!(
-                error <= tolerance * largest,
-                "{name}: part {part}, element {i} is {g}, expected {w} within {tolerance:e} of {largest}"
+                (f64::from(g) - w).abs() <= tolerance * part.size,
+                "{name}: part {n}, element {i} is {g}, expected {w} within {tolerance:e} of {}",
+                part.size
             );
         }
     }
@@ -198,7 +230,15 @@ fn samples_do_not_see_each_other() {
 
 #[test]
 fn head_widths() {
-    for d in [4, 20, 32, 80, 96, 100, 128, 160, 256] {
+    for d in [4, 64, 80, 96] {
+        Case { d, samples: &[13, 37], ..PLAIN }.run();
+    }
+}
+
+/// For these lavapipe has too little shared memory with the tiles of cooperative matrices.
+#[test]
+fn wide_heads() {
+    for d in [100, 128, 256] {
         Case { d, samples: &[13, 37], ..PLAIN }.run();
     }
 }
@@ -206,7 +246,7 @@ fn head_widths() {
 #[test]
 fn shared_key_heads() {
     for (h, h_kv) in [(1, 1), (3, 3), (8, 2), (5, 1)] {
-        Case { d: 32, h, h_kv, samples: &[30, 9], ..PLAIN }.run();
+        Case { h, h_kv, samples: &[30, 9], ..PLAIN }.run();
     }
 }
 
@@ -224,30 +264,39 @@ fn tiny_gradients() {
     }
 }
 
-/// Runs the other tests of this module with the kernels named.
-fn again_with(kernels: &str) {
+/// Runs tests of this module with the kernels named.
+fn again_with(kernels: &str, tests: &[&str]) {
     let result = Command::new(std::env::current_exe().unwrap())
-        .args(["attention::", "--test-threads", "1", "--skip", "attention::kernels_"])
+        .args(["--test-threads", "1", "--exact"])
+        .args(tests.iter().map(|test| format!("attention::{test}")))
         .env(VARIABLE, kernels)
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&result.stdout);
-    assert!(
-        result.status.success(),
-        "with {VARIABLE}={kernels}: {said}{}",
-        String::from_utf8_lossy(&result.stderr)
-    );
-    assert!(!said.contains(" 0 passed"), "with {VARIABLE}={kernels} nothing was tested: {said}");
+    let problems = String::from_utf8_lossy(&result.stderr);
+    assert!(result.status.success(), "with {VARIABLE}={kernels}: {said}{problems}");
+    let all = format!(" {} passed", tests.len());
+    assert!(said.contains(&all), "with {VARIABLE}={kernels} not every test ran: {said}");
 }
 
 /// What devices with 16 KiB of shared memory use.
 #[test]
 fn kernels_for_little_shared_memory() {
-    again_with("small");
+    again_with("small", &["lengths_around_a_tile"]);
 }
 
 /// The logic of the cooperative matrices' kernels, without them.
 #[test]
 fn kernels_for_cooperative_matrices() {
-    again_with("imitation");
+    again_with(
+        "imitation",
+        &[
+            "head_widths",
+            "large_scores",
+            "lengths_around_a_tile",
+            "samples_do_not_see_each_other",
+            "shared_key_heads",
+            "tiny_gradients",
+        ],
+    );
 }

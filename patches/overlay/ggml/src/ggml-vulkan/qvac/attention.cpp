@@ -78,6 +78,7 @@ constexpr tile_shape SMALL_TILES[] = {
     { 128, 32, 32, 4, 2, 16, 16 },
     { 256, 32, 32, 2, 2, 16,  8 },
 };
+constexpr tile_shape SOFTWARE_TILE = { 256, 16, 16, 1, 1, 16, 16 }; // little code: lavapipe compiles slowly
 constexpr tile_shape MATRIX_TILES[] = { // the first that fits
     { 256, 64, 32 },
     { 128, 32, 32 },
@@ -154,6 +155,9 @@ std::optional<choice> choose(const vk_device & device, vk_qvac_attention_kernel 
                 return matrix;
             }
         }
+    }
+    if (!plain && !small && device->properties.deviceType == vk::PhysicalDeviceType::eCpu) {
+        return choice { PLAIN, SOFTWARE_TILE };
     }
     if (!small && shared_memory(PLAIN, kernel, PLAIN_TILES[wide], d_pad) <= shared) {
         return choice { PLAIN, PLAIN_TILES[wide] };

@@ -146,7 +146,6 @@ bool ggml_vk_qvac_fuse(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph
         elementwise[1] = false;
         return true;
     }
-    if (!is_ours(node)) {
     if (!is_ours(ctx->device, node)) {
         return false;
     }
@@ -167,10 +166,8 @@ bool ggml_vk_qvac_dispatch(ggml_backend_vk_context * ctx, vk_context & subctx, g
         return true;
     }
     ggml_tensor * node = cgraph->nodes[node_idx];
-    if (!is_ours(node)) {
-        return dispatch_taken(ctx, subctx, cgraph, node_idx);
     if (!is_ours(ctx->device, node)) {
-        return false;
+        return dispatch_taken(ctx, subctx, cgraph, node_idx);
     }
     switch (node->op) {
         case GGML_OP_OUT_PROD:

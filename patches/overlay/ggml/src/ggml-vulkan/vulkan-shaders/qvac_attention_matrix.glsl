@@ -13,6 +13,9 @@
 #extension GL_KHR_shader_subgroup_basic : require
 #extension GL_KHR_memory_scope_semantics : enable
 #extension GL_KHR_cooperative_matrix : require
+#define UNROLL [[unroll]]
+#else
+#define UNROLL [[dont_unroll]] // a software device compiles for seconds else
 #endif
 
 const uint D4         = D_PAD / 4;
@@ -39,7 +42,7 @@ uint slot_row(const uint slot) {
 
 void stage(const uint slot) {
     const uint rows = slot < ROW_SLOTS ? ROWS : COLS;
-    [[unroll]] for (uint i0 = 0; i0 < rows * D4; i0 += BLOCK) {
+    UNROLL for (uint i0 = 0; i0 < rows * D4; i0 += BLOCK) {
         const uint i = i0 + tid;
         if (i < rows * D4) {
             staged[(slot_row(slot) + i / D4) * SLOT_STRIDE + i % D4] = f16vec4(fetch(slot, i / D4, i % D4));
@@ -150,26 +153,26 @@ shared float positions[256];
 #define SCORE_TILE(name)  MATRIX_SUMS(name, NS)
 #define OUTPUT_TILE(name) MATRIX_SUMS(name, NO)
 #define ZERO_OUTPUTS(o) \
-    [[unroll]] for (uint f_ = 0; f_ < NO; ++f_) SET_ZERO(o[f_])
+    UNROLL for (uint f_ = 0; f_ < NO; ++f_) SET_ZERO(o[f_])
 
-#define EACH_SCORE(f, e) [[unroll]] for (uint f = 0; f < NS; ++f) [[unroll]] for (uint e = 0; e < ELEMENTS; ++e)
+#define EACH_SCORE(f, e) UNROLL for (uint f = 0; f < NS; ++f) UNROLL for (uint e = 0; e < ELEMENTS; ++e)
 #define SCORE_ROW(f, e)  ((SUBGROUP * NS + (f)) / SCORE_COLS * 16 + POSITION(e) / 16)
 #define SCORE_COL(f, e)  ((SUBGROUP * NS + (f)) % SCORE_COLS * 16 + POSITION(e) % 16)
 
 // The last subgroup may have fewer blocks of the output than the others.
-#define EACH_OUTPUT(f, e) [[unroll]] for (uint f = 0; f < NO; ++f) [[unroll]] for (uint e = 0; e < ELEMENTS; ++e)
+#define EACH_OUTPUT(f, e) UNROLL for (uint f = 0; f < NO; ++f) UNROLL for (uint e = 0; e < ELEMENTS; ++e)
 #define OUTPUT_LIVE(f)    (SUBGROUP * NO + (f) < OUTPUTS_ALL)
 #define OUTPUT_ROW(f, e)  ((SUBGROUP * NO + (f)) / D_BLOCKS * 16 + POSITION(e) / 16)
 #define OUTPUT_COL(f, e)  ((SUBGROUP * NO + (f)) % D_BLOCKS * 16 + POSITION(e) % 16)
 
 // s[row][col] = sum_d a[row][d] * b[col][d]
 #define SCORES(s, a, b)                                                                                     \
-    [[unroll]] for (uint f_ = 0; f_ < NS; ++f_) {                                                           \
+    UNROLL for (uint f_ = 0; f_ < NS; ++f_) {                                                           \
         const uint block_ = SUBGROUP * NS + f_;                                                             \
         const uint at_a_  = (slot_row(a) + block_ / SCORE_COLS * 16) * SLOT_STRIDE;                         \
         const uint at_b_  = (slot_row(b) + block_ % SCORE_COLS * 16) * SLOT_STRIDE;                         \
         SET_ZERO(s[f_]);                                                                                    \
-        [[unroll]] for (uint k_ = 0; k_ < D_BLOCKS; ++k_) {                                                 \
+        UNROLL for (uint k_ = 0; k_ < D_BLOCKS; ++k_) {                                                 \
             MATRIX_A(a_);                                                                                   \
             MATRIX_B(b_);                                                                                   \
             LOAD_STAGED(a_, at_a_ + 4 * k_);                                                                \
@@ -180,12 +183,12 @@ shared float positions[256];
 
 // o[row][d] += sum_col tile[row][col] * b[col][d]
 #define OUTPUTS(o, slot)                                                                                    \
-    [[unroll]] for (uint k_ = 0; k_ < SCORE_COLS; ++k_) {                                                   \
+    UNROLL for (uint k_ = 0; k_ < SCORE_COLS; ++k_) {                                                   \
         MATRIX_A(a_);                                                                                       \
         if (ROWS_DIFFER == 0) {                                                                                 \
             LOAD_TILE(a_, SUBGROUP * NO / D_BLOCKS * 16 * TILE_STRIDE + 16 * k_);                           \
         }                                                                                                   \
-        [[unroll]] for (uint f_ = 0; f_ < NO; ++f_) {                                                       \
+        UNROLL for (uint f_ = 0; f_ < NO; ++f_) {                                                       \
             const uint block_ = SUBGROUP * NO + f_;                                                         \
             if (block_ < OUTPUTS_ALL) {                                                                     \
                 MATRIX_B(b_);                                                                               \
@@ -204,7 +207,7 @@ shared float positions[256];
         OUTPUT_TILE(part_);                         \
         ZERO_OUTPUTS(part_);                        \
         OUTPUTS(part_, slot)                        \
-        [[unroll]] for (uint f_ = 0; f_ < NO; ++f_) { \
+        UNROLL for (uint f_ = 0; f_ < NO; ++f_) { \
             ADD_SCALED(o[f_], part_[f_], factor);   \
         }                                           \
     }
