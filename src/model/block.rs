@@ -133,12 +133,11 @@ impl Net<'_> {
         let n_ff = f.act.ne()[0];
         let eps = self.hp.rms_eps;
         let mut gradients = Vec::new();
-        let mut back = |group, dys: &[&Tensor], saved, needs_dx| {
-            self.linears_back(ctx, il, group, dys, saved, needs_dx, &mut gradients)
-        };
+        let mut back =
+            |saved, dys: &[&Tensor], needs_dx| self.linears_back(ctx, saved, dys, needs_dx, &mut gradients);
         let needed = |d: Option<Tensor>| d.expect("asked for");
 
-        let dact = needed(back(FFN_DOWN, &[dy], &f.ffn_down, true)?); // [n_ff, n_tokens]
+        let dact = needed(back(&f.ffn_down, &[dy], true)?); // [n_ff, n_tokens]
         let dact = match &layer.ffn_sub_norm {
             Some(w) => ctx.rms_norm_mul_back(&dact, &f.act, w, None, eps)?, // [n_ff, n_tokens]
             None => dact,
@@ -146,10 +145,10 @@ impl Net<'_> {
         let both = ctx.swiglu_back(&dact, &f.gate, &f.up)?; // [n_ff, n_tokens, 2]
         let dgate = ctx.view(&both, &[n_ff, n_tokens], 0)?; // [n_ff, n_tokens]
         let dup = ctx.view(&both, &[n_ff, n_tokens], (n_ff * n_tokens) as usize)?; // [n_ff, n_tokens]
-        let dcur = needed(back(GATE_UP, &[&dgate, &dup], &f.gate_up, true)?); // [n_embd, n_tokens]
+        let dcur = needed(back(&f.gate_up, &[&dgate, &dup], true)?); // [n_embd, n_tokens]
         let dffn_inp = ctx.rms_norm_mul_back(&dcur, &f.ffn_inp, &layer.ffn_norm, Some(dy), eps)?; // [n_embd, n_tokens]
 
-        let dattn = needed(back(ATTN_OUTPUT, &[&dffn_inp], &f.attn_output, true)?); // [n_q, n_tokens]
+        let dattn = needed(back(&f.attn_output, &[&dffn_inp], true)?); // [n_q, n_tokens]
         let dattn = match &layer.attn_sub_norm {
             Some(w) => ctx.rms_norm_mul_back(&dattn, &f.attn, w, None, eps)?, // [n_q, n_tokens]
             None => dattn,
@@ -165,7 +164,7 @@ impl Net<'_> {
         let dq = ctx.reshape(&dq, &[n_q, n_tokens])?; // [n_q, n_tokens]
         let dk = ctx.reshape(&dk, &[n_kv, n_tokens])?; // [n_kv, n_tokens]
         let dv = ctx.view(&dqkv, &[n_kv, n_tokens], ((n_q + n_kv) * n_tokens) as usize)?; // [n_kv, n_tokens]
-        let dcur = back(QKV, &[&dq, &dk, &dv], &f.qkv, needs_dx)?; // [n_embd, n_tokens]
+        let dcur = back(&f.qkv, &[&dq, &dk, &dv], needs_dx)?; // [n_embd, n_tokens]
         let dx = match dcur {
             Some(d) => Some(ctx.rms_norm_mul_back(&d, &f.x, &layer.attn_norm, Some(&dffn_inp), eps)?), // [n_embd, n_tokens]
             None => None,

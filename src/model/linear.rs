@@ -14,6 +14,8 @@ use super::weights::Linear;
 
 /// What a group's backward needs of its forward.
 pub(super) struct Saved {
+    il: usize,
+    group: usize,
     /// What the layers read, `[n_in, n_tokens]`.
     x: Tensor,
     /// `A x` of all adapters of the group, `[n_adapters * rank, n_tokens]`.
@@ -78,7 +80,7 @@ impl Net<'_> {
                 *y = ctx.add(y, rest)?; // [n_out, n_tokens]
             }
         }
-        Ok((ys, Saved { x: x.clone(), ax }))
+        Ok((ys, Saved { il, group, x: x.clone(), ax }))
     }
 
     /// The gradient in what the layers of a group read, from those of their results; adds to the adapters' gradients, and
@@ -86,13 +88,12 @@ impl Net<'_> {
     pub(super) fn linears_back(
         &self,
         ctx: &Context,
-        il: usize,
-        group: usize,
-        dys: &[&Tensor],
         saved: &Saved,
+        dys: &[&Tensor],
         needs_dx: bool,
         gradients: &mut Vec<Tensor>,
     ) -> Result<Option<Tensor>> {
+        let &Saved { il, group, .. } = saved;
         let layers = self.layers_of(il, group);
         let scaled = |dy: &Tensor, layer: &Linear, when: bool| -> Result<Tensor> {
             match layer.scale.as_ref().filter(|_| when) {
