@@ -299,7 +299,8 @@ void main() {
             LOAD_STEP(step + 1)
         }
 #if defined(TQ_COOPMAT)
-        [[unroll]] for (uint k = 0; k < BK / 16; k += TK / 16) {
+        [[unroll]] for (uint part = 0; part < BK / TK; ++part) {
+            const uint k      = part * (TK / 16);
             const uint tile_a = tile_of(step) + sub_m * ROW + k;
             const uint tile_b = tile_of(step) + TILE_B + sub_n * ROW + k;
             coopmat<int8_t, gl_ScopeSubgroup, TM, TK, gl_MatrixUseA> a[MS];
@@ -331,7 +332,7 @@ void main() {
     // side by side, token after token.
     const uint ONE  = TM * TN / 4;
     const uint area = gl_SubgroupID * LIMBS * ONE;
-    // (Counted in ones: a loop in steps of LIMBS is not unrolled by every driver, and then the sums live in memory.)
+    // (Loops count in ones: in steps of a specialization constant not every driver unrolls, and then sums live in memory.)
     [[unroll]] for (uint pair = 0; pair < NS / LIMBS; ++pair) {
         const uint j = pair * LIMBS;
         [[unroll]] for (uint i = 0; i < MS; ++i) {
