@@ -9,7 +9,7 @@ namespace {
 static_assert(sizeof(vk_qvac_tq_mul_mat_push_constants) <= 128, "Vulkan guarantees no more push constants than 128 bytes");
 
 struct tile_shape {
-    uint32_t BM, BN, BK; // outputs, columns (token times limb), step of the sum
+    uint32_t BM, BN, BK; // outputs, columns (token times limb), step of the sum: 64 or 128
     uint32_t TM, TN;     // of one invocation, without cooperative matrices; BN / TN is 8 or 16 (the shader's LIMB_RUN)
     uint32_t WM, WN;     // of one subgroup, with them; WN is 32 or more, so that it holds both limbs of its tokens
     // Where the product has at least so many tiles of 128 x 128 per core of the device, with and without cooperative
