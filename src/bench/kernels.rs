@@ -4,7 +4,7 @@
 //! that the device computes them one after the other, as in a step. Bytes are those of the operands and the result, read
 //! or written once each; operations count a multiply and an add as two.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use half::f16;
 use rand::{RngCore, SeedableRng};
@@ -25,6 +25,9 @@ pub struct Shape {
     pub n_tokens: i64,
     pub rank: i64,
 }
+
+/// How long a case is repeated at least, for the device to come up to speed.
+const WARM: Duration = Duration::from_millis(100);
 
 /// Tokens of a sample.
 const SAMPLE: usize = 512;
@@ -141,13 +144,16 @@ fn time(backend: &Backend, case: &Case, reps: usize) -> Result<KernelFigure> {
             results.push(result);
         }
         let plan = exec.plan(vec![Graph::in_order(&ctx, &results)?])?.remove(0);
+        // A device that was idle runs slowly at first.
         let mut best = f64::INFINITY;
-        for _ in 0..4 {
-            backend.wait()?;
+        let began = Instant::now();
+        let mut runs = 0;
+        while runs < 4 || began.elapsed() < WARM {
             let start = Instant::now();
             exec.compute(&plan)?;
             backend.wait()?;
             best = best.min(start.elapsed().as_secs_f64());
+            runs += 1;
         }
         Ok(best)
     };

@@ -33,6 +33,12 @@ void ggml_vk_qvac_low_rank_project(ggml_backend_vk_context * ctx, vk_context & s
 void ggml_vk_qvac_low_rank_add(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
 void ggml_vk_qvac_low_rank_grad(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
 
+// low_rank_long.cpp: the same for many tokens; false where an op is left to the above.
+void ggml_vk_qvac_load_low_rank_long(vk_device & device, const vk_qvac_create_pipeline & create);
+bool ggml_vk_qvac_low_rank_project_long(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
+bool ggml_vk_qvac_low_rank_add_long(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
+bool ggml_vk_qvac_low_rank_grad_long(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
+
 // rms_norm.cpp
 void ggml_vk_qvac_load_rms_norm(vk_device & device, const vk_qvac_create_pipeline & create);
 bool ggml_vk_qvac_takes_rms_norm(const ggml_backend_vk_context * ctx, const ggml_tensor * op);
@@ -52,6 +58,7 @@ bool ggml_vk_qvac_takes_binary(const ggml_backend_vk_context * ctx, const ggml_t
 void ggml_vk_qvac_binary(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
 bool ggml_vk_qvac_swiglu_back_supported(const vk_device & device, const ggml_tensor * op);
 void ggml_vk_qvac_swiglu_back(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
+
 // attention.cpp
 void ggml_vk_qvac_load_attention(vk_device & device, const vk_qvac_create_pipeline & create);
 bool ggml_vk_qvac_attention_supported(const vk_device & device, const ggml_tensor * op);
