@@ -21,27 +21,28 @@ pub const TOKENS: [usize; 8] = [1, 3, 8, 9, 17, 33, 65, 130];
 /// Overrides ggml-vulkan's choice of kernel and tile.
 const VARIABLE: &str = "QVAC_VK_TERNARY";
 
-pub const ALL_VARIANTS: [&str; 13] = [
+pub const ALL_VARIANTS: [&str; 14] = [
     "",
     "plain:0",
-    "plain:1",
-    "plain:2",
-    "plain:3",
+    "plain:4",
+    "plain:5",
     "dot:0",
     "dot:1",
-    "dot:2",
-    "dot:3",
+    "dot:4",
+    "dot:5",
     "coopmat:0",
     "coopmat:1",
     "coopmat:2",
     "coopmat:3",
+    "coopmat:4",
+    "coopmat:5",
 ];
 
 /// Those that have a kernel for weights whose blocks differ in scale.
-pub const MIXED_VARIANTS: [&str; 5] = ["", "plain:2", "plain:3", "dot:2", "dot:3"];
+pub const MIXED_VARIANTS: [&str; 5] = ["", "plain:4", "plain:5", "dot:4", "dot:5"];
 
 /// What every device can do, within Vulkan's least limits.
-const GUARANTEED: [&str; 3] = ["", "plain:2", "plain:3"];
+const GUARANTEED: [&str; 3] = ["", "plain:4", "plain:5"];
 
 /// Runs `make` on every device in each of the variants that it has, and hands the bytes of the result to `hold`.
 pub fn on_variants(
