@@ -99,19 +99,42 @@ fn projection() {
         }
         project(1030, 16, 5, p, Layout::GAPS);
         project(1028, 64, 2, p, Layout::middle(1028));
-        // Tokens enough for the variant that takes more of them at a time.
         project(12, 11, 1539, p, Layout::PLAIN);
     }
 }
 
-/// What an update in place starts from, and where in its tensor: at no multiple of 16 bytes, with words around it.
+/// Tokens enough for the kernels that are for many of them, in numbers that their workgroups and shares do not divide.
+const MANY: i64 = 1541;
+
+#[test]
+fn projection_of_many_tokens() {
+    // Ranks up to, at and beyond what a workgroup makes, and n beside the 128 or 256 that it takes at a time.
+    for (n, r) in [(4, 1), (132, 8), (260, 7), (516, 8), (136, 16), (252, 24), (12, 40), (20, 64)] {
+        project(n, r, MANY, Layout::PLAIN, Layout::PLAIN);
+    }
+    for (n, r) in [(4, 4), (132, 8), (516, 8), (136, 16), (252, 24), (12, 12), (20, 64)] {
+        project(n, r, MANY, Layout::TRANSPOSED, Layout::PLAIN);
+    }
+    project(20, 8, MANY, Layout::middle(20), Layout::middle(4));
+    project(10, 8, MANY, Layout::PLAIN, Layout::PLAIN);
+    project(20, 8, MANY, Layout::PLAIN, Layout::GAPS);
+    project(20, 9, MANY, Layout::TRANSPOSED_GAPS, Layout::PLAIN);
+}
+
+/// What an update in place starts from, and where in its tensor: at no multiple of 16 bytes, or at one, with words around
+/// it.
 const BEFORE: i64 = 61;
+const BEFORE_ALIGNED: i64 = 64;
 const AFTER: i64 = 67;
 
 fn add(n: i64, r: i64, tokens: i64, p_layout: Layout, z_layout: Layout, residual: bool) {
+    add_at(BEFORE, n, r, tokens, p_layout, z_layout, residual);
+}
+
+fn add_at(before: i64, n: i64, r: i64, tokens: i64, p_layout: Layout, z_layout: Layout, residual: bool) {
     let scale = -1.5;
-    let all = noise(3, (BEFORE + n * tokens + AFTER) as usize);
-    let y = &all[BEFORE as usize..];
+    let all = noise(3, (before + n * tokens + AFTER) as usize);
+    let y = &all[before as usize..];
     let (p, z) = (noise(4, (n * r) as usize), noise(5, (r * tokens) as usize));
     let more = noise(6, (n * tokens) as usize);
 
@@ -121,7 +144,7 @@ fn add(n: i64, r: i64, tokens: i64, p_layout: Layout, z_layout: Layout, residual
             let product = |k| f64::from(scale) * at(&p, n, i, k) * at(&z, r, k, t);
             let more = if residual { at(&more, n, i, t) } else { 0.0 };
             let y = at(y, n, i, t);
-            let o = (BEFORE + t * n + i) as usize;
+            let o = (before + t * n + i) as usize;
             want.values[o] = y + (0..r).map(product).sum::<f64>() + more;
             want.bound[o] =
                 sum_bound(r, y.abs() + (0..r).map(|k| product(k).abs()).sum::<f64>() + more.abs());
@@ -130,7 +153,7 @@ fn add(n: i64, r: i64, tokens: i64, p_layout: Layout, z_layout: Layout, residual
     let case = format!("low_rank_add {n}x{r}x{tokens} p {p_layout:?} z {z_layout:?} residual {residual}");
     check(&case, &want, |mut b| {
         let flat = b.f32(&[all.len() as i64], &all);
-        let y = b.ops.view(&flat, &[n, tokens], BEFORE as usize).unwrap();
+        let y = b.ops.view(&flat, &[n, tokens], before as usize).unwrap();
         let (_, p) = p_layout.input(&mut b, [n, r], &p);
         let (_, z) = z_layout.input(&mut b, [r, tokens], &z);
         let more = residual.then(|| b.f32(&[n, tokens], &more));
@@ -149,7 +172,23 @@ fn update_in_place() {
         }
         add(256, 8, 19, p, Layout::middle(8), true);
         add(30, 6, 5, p, Layout::GAPS, false);
-        add(9, 8, 1541, p, Layout::PLAIN, true);
+        add(9, 8, MANY, p, Layout::PLAIN, true);
+    }
+}
+
+#[test]
+fn update_in_place_of_many_tokens() {
+    for residual in [false, true] {
+        for (n, r) in [(4, 1), (20, 8), (516, 11), (12, 24), (12, 70)] {
+            add_at(BEFORE_ALIGNED, n, r, MANY, Layout::PLAIN, Layout::PLAIN, residual);
+        }
+        for (n, r) in [(4, 4), (20, 8), (516, 12), (12, 24), (12, 72)] {
+            add_at(BEFORE_ALIGNED, n, r, MANY, Layout::TRANSPOSED, Layout::PLAIN, residual);
+        }
+        add_at(BEFORE_ALIGNED, 16, 8, MANY, Layout::middle(16), Layout::middle(8), residual);
+        add_at(BEFORE_ALIGNED, 10, 8, MANY, Layout::PLAIN, Layout::PLAIN, residual);
+        add_at(BEFORE_ALIGNED, 8, 6, MANY, Layout::TRANSPOSED, Layout::GAPS, residual);
+        add(12, 8, MANY, Layout::PLAIN, Layout::PLAIN, residual);
     }
 }
 
@@ -191,4 +230,17 @@ fn gradient_in_place() {
         grad(20, 8, 65, g, Layout::GAPS, Layout::middle(8));
         grad(20, 9, 65, g, Layout::middle(20), Layout::GAPS);
     }
+}
+
+#[test]
+fn gradient_in_place_of_many_tokens() {
+    for g in Layout::ALL {
+        for (n, r) in [(4, 1), (132, 8), (20, 11), (16, 16), (140, 24), (8, 40)] {
+            grad(n, r, MANY, g, Layout::PLAIN, Layout::PLAIN);
+        }
+        grad(20, 8, MANY, g, Layout::middle(20), Layout::middle(8));
+        grad(18, 8, MANY, g, Layout::PLAIN, Layout::PLAIN);
+    }
+    grad(20, 8, 2048, Layout::PLAIN, Layout::GAPS, Layout::GAPS);
+    grad(256, 8, 4096, Layout::PLAIN, Layout::PLAIN, Layout::PLAIN);
 }

@@ -1,5 +1,6 @@
 // LoRA's products with few columns (LOW_RANK_* of ggml-train.h; qvac_low_rank_*.comp). All are bound by the memory traffic
-// of the token tensor: the shaders read it once per 8 columns (LOW_RANK_ADD: once).
+// of the token tensor: the shaders read it once per 8 columns (LOW_RANK_ADD: once). Where that comes from memory rather
+// than a cache, low_rank_long.cpp takes over, if everything is aligned.
 
 #include "ops.h"
 
@@ -38,11 +39,9 @@ constexpr uint32_t COLUMNS    = 8;
 constexpr uint32_t GRAD_ROWS  = 16;
 constexpr uint32_t BLOCK_SIZE = 256;
 
-// From this many tokens on there are workgroups enough to give each one more of them, and so read p less often.
-constexpr int64_t LONG_TOKENS = 1536;
-
-uint32_t project_tokens(int64_t n_tokens) { return n_tokens >= LONG_TOKENS ? 8 : 4; }
-uint32_t add_tokens(int64_t n_tokens)     { return n_tokens >= LONG_TOKENS ? 16 : 8; }
+// Tokens of a workgroup.
+constexpr uint32_t PROJECT_TOKENS = 4;
+constexpr uint32_t ADD_TOKENS     = 8;
 
 bool is_indexable(const ggml_tensor * t) {
     return t->type == GGML_TYPE_F32 && t->nb[0] % sizeof(float) == 0 && t->nb[1] % sizeof(float) == 0 &&
@@ -62,20 +61,20 @@ bool rows_are_aligned(const ggml_tensor * t, int dim) {
 
 void ggml_vk_qvac_load_low_rank(vk_device & device, const vk_qvac_create_pipeline & create) {
     for (uint32_t variant = 0; variant < VK_QVAC_LOW_RANK_VARIANT_COUNT; ++variant) {
-        const int64_t  tokens  = variant & VK_QVAC_LOW_RANK_LONG ? LONG_TOKENS : 1;
         const uint32_t along_k = variant & VK_QVAC_LOW_RANK_ALONG_K ? 1 : 0;
         const uint32_t aligned = variant & VK_QVAC_LOW_RANK_ALIGNED ? 1 : 0;
 
         create(device->qvac->low_rank_project[variant], "qvac_low_rank_project", qvac_low_rank_project_len, qvac_low_rank_project_data, 3,
-               sizeof(project_push_constants), { COLUMNS, project_tokens(tokens), 1 },
-               { project_tokens(tokens), along_k ? COLUMNS : 1, aligned }, 0);
+               sizeof(project_push_constants), { COLUMNS, PROJECT_TOKENS, 1 },
+               { PROJECT_TOKENS, along_k ? COLUMNS : 1, aligned }, 0);
         if (!aligned) {
             create(device->qvac->low_rank_add[variant], "qvac_low_rank_add", qvac_low_rank_add_len, qvac_low_rank_add_data, 4,
-                   sizeof(add_push_constants), { BLOCK_SIZE, add_tokens(tokens), 1 }, { add_tokens(tokens), along_k }, 0);
+                   sizeof(add_push_constants), { BLOCK_SIZE, ADD_TOKENS, 1 }, { ADD_TOKENS, along_k }, 0);
         }
     }
     create(device->qvac->low_rank_grad, "qvac_low_rank_grad", qvac_low_rank_grad_len, qvac_low_rank_grad_data, 3,
            sizeof(grad_push_constants), { COLUMNS, GRAD_ROWS, 1 }, {}, 0);
+    ggml_vk_qvac_load_low_rank_long(device, create);
 }
 
 bool ggml_vk_qvac_low_rank_supported(const vk_device & device, const ggml_tensor * op) {
@@ -88,10 +87,10 @@ bool ggml_vk_qvac_low_rank_supported(const vk_device & device, const ggml_tensor
     switch (ggml_get_train_op(op)) {
         case GGML_TRAIN_OP_LOW_RANK_PROJECT:
             return CEIL_DIV(op->ne[0], (int64_t) COLUMNS) <= limits[0] &&
-                   CEIL_DIV(op->ne[1], (int64_t) project_tokens(op->ne[1])) <= limits[1];
+                   CEIL_DIV(op->ne[1], (int64_t) PROJECT_TOKENS) <= limits[1];
         case GGML_TRAIN_OP_LOW_RANK_ADD:
             return CEIL_DIV(op->ne[0], (int64_t) BLOCK_SIZE) <= limits[0] &&
-                   CEIL_DIV(op->ne[1], (int64_t) add_tokens(op->ne[1])) <= limits[1];
+                   CEIL_DIV(op->ne[1], (int64_t) ADD_TOKENS) <= limits[1];
         default:
             return CEIL_DIV(op->ne[1], (int64_t) COLUMNS) <= limits[0] &&
                    CEIL_DIV(op->ne[0], (int64_t) GRAD_ROWS) <= limits[1];
@@ -99,6 +98,9 @@ bool ggml_vk_qvac_low_rank_supported(const vk_device & device, const ggml_tensor
 }
 
 void ggml_vk_qvac_low_rank_project(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst) {
+    if (ggml_vk_qvac_low_rank_project_long(ctx, subctx, dst)) {
+        return;
+    }
     const ggml_tensor * p = dst->src[0]; // [n, r]
     const ggml_tensor * v = dst->src[1]; // [n, T]
 
@@ -109,10 +111,9 @@ void ggml_vk_qvac_low_rank_project(ggml_backend_vk_context * ctx, vk_context & s
     const bool v_aligned = rows_are_aligned(v, 1) && ggml_vk_qvac_is_aligned(ctx, v, v_buf);
     const bool p_aligned = along_k || (p->nb[0] == sizeof(float) && rows_are_aligned(p, 1) && ggml_vk_qvac_is_aligned(ctx, p, p_buf));
     const bool aligned   = p->ne[0] % 4 == 0 && v_aligned && p_aligned;
-    const bool is_long   = v->ne[1] >= LONG_TOKENS;
 
     vk_pipeline pipeline = ctx->device->qvac->low_rank_project[
-        (along_k ? VK_QVAC_LOW_RANK_ALONG_K : 0) | (is_long ? VK_QVAC_LOW_RANK_LONG : 0) | (aligned ? VK_QVAC_LOW_RANK_ALIGNED : 0)];
+        (along_k ? VK_QVAC_LOW_RANK_ALONG_K : 0) | (aligned ? VK_QVAC_LOW_RANK_ALIGNED : 0)];
     ggml_pipeline_request_descriptor_sets(ctx, pipeline, 1);
 
     const project_push_constants pc = {
@@ -126,6 +127,9 @@ void ggml_vk_qvac_low_rank_project(ggml_backend_vk_context * ctx, vk_context & s
 }
 
 void ggml_vk_qvac_low_rank_add(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst) {
+    if (ggml_vk_qvac_low_rank_add_long(ctx, subctx, dst)) {
+        return;
+    }
     const ggml_tensor * y   = dst->src[0]; // [n, T]
     const ggml_tensor * p   = dst->src[1]; // [n, r]
     const ggml_tensor * z   = dst->src[2]; // [r, T]
@@ -135,9 +139,8 @@ void ggml_vk_qvac_low_rank_add(ggml_backend_vk_context * ctx, vk_context & subct
 
     // Four k at a time, if rows of p consist of whole fours.
     const bool along_k = p->nb[1] == sizeof(float) && p->ne[1] % 4 == 0 && rows_are_aligned(p, 0) && ggml_vk_qvac_is_aligned(ctx, p, p_buf);
-    const bool is_long = y->ne[1] >= LONG_TOKENS;
 
-    vk_pipeline pipeline = ctx->device->qvac->low_rank_add[(along_k ? VK_QVAC_LOW_RANK_ALONG_K : 0) | (is_long ? VK_QVAC_LOW_RANK_LONG : 0)];
+    vk_pipeline pipeline = ctx->device->qvac->low_rank_add[along_k ? VK_QVAC_LOW_RANK_ALONG_K : 0];
     ggml_pipeline_request_descriptor_sets(ctx, pipeline, 1);
 
     const add_push_constants pc = {
@@ -155,6 +158,9 @@ void ggml_vk_qvac_low_rank_add(ggml_backend_vk_context * ctx, vk_context & subct
 }
 
 void ggml_vk_qvac_low_rank_grad(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst) {
+    if (ggml_vk_qvac_low_rank_grad_long(ctx, subctx, dst)) {
+        return;
+    }
     const ggml_tensor * v = dst->src[1]; // [n, T]
     const ggml_tensor * z = dst->src[2]; // [r, T]
 

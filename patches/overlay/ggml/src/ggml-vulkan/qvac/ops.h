@@ -32,6 +32,12 @@ void ggml_vk_qvac_low_rank_project(ggml_backend_vk_context * ctx, vk_context & s
 void ggml_vk_qvac_low_rank_add(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
 void ggml_vk_qvac_low_rank_grad(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
 
+// low_rank_long.cpp: the same for many tokens; false where an op is left to the above.
+void ggml_vk_qvac_load_low_rank_long(vk_device & device, const vk_qvac_create_pipeline & create);
+bool ggml_vk_qvac_low_rank_project_long(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
+bool ggml_vk_qvac_low_rank_add_long(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
+bool ggml_vk_qvac_low_rank_grad_long(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
+
 // fused_back.cpp
 void ggml_vk_qvac_load_fused_back(vk_device & device, const vk_qvac_create_pipeline & create);
 bool ggml_vk_qvac_fused_back_supported(const vk_device & device, const ggml_tensor * op);

@@ -27,10 +27,13 @@ enum vk_qvac_out_prod_f16_shape {
 // Which pipelines of LOW_RANK_PROJECT and LOW_RANK_ADD there are; the values are indices.
 enum vk_qvac_low_rank_variant {
     VK_QVAC_LOW_RANK_ALONG_K = 1, // p is contiguous along k, as a transposed B
-    VK_QVAC_LOW_RANK_LONG    = 2, // tokens enough for more of them a workgroup
-    VK_QVAC_LOW_RANK_ALIGNED = 4, // what is read four values at a time lies at 16 bytes (LOW_RANK_PROJECT)
-    VK_QVAC_LOW_RANK_VARIANT_COUNT = 8,
+    VK_QVAC_LOW_RANK_ALIGNED = 2, // what is read four values at a time lies at 16 bytes (LOW_RANK_PROJECT)
+    VK_QVAC_LOW_RANK_VARIANT_COUNT = 4,
 };
+
+// The kernels of LOW_RANK_* for many tokens make 8, 16 or 24 columns in one workgroup.
+constexpr uint32_t VK_QVAC_LOW_RANK_WIDTHS = 3;
+
 // The kernels of attention; each is made for 16, 32 .. 256 values a head, of which a device needs one or two.
 enum vk_qvac_attention_kernel {
     VK_QVAC_ATTENTION_FORWARD,
@@ -54,6 +57,10 @@ struct vk_qvac_device {
     vk_pipeline low_rank_project[VK_QVAC_LOW_RANK_VARIANT_COUNT];
     vk_pipeline low_rank_add[VK_QVAC_LOW_RANK_VARIANT_COUNT];
     vk_pipeline low_rank_grad;
+    vk_pipeline low_rank_project_long[VK_QVAC_LOW_RANK_WIDTHS][2]; // p along n, and along k
+    vk_pipeline low_rank_add_long[2];                              // likewise
+    vk_pipeline low_rank_grad_long[VK_QVAC_LOW_RANK_WIDTHS];
+    vk_pipeline low_rank_grad_sum;
     vk_pipeline rms_norm_mul_back[2]; // rows of up to 2048 values, and longer ones
     vk_pipeline swiglu_back[2];       // one value at a time, and four
     vk_pipeline attention[VK_QVAC_ATTENTION_KERNEL_COUNT][VK_QVAC_ATTENTION_WIDTHS];

@@ -40,6 +40,12 @@ static void qvac_shaders() {
     string_to_spv("qvac_low_rank_project",   "qvac_low_rank_project.comp",   {});
     string_to_spv("qvac_low_rank_add",       "qvac_low_rank_add.comp",       {});
     string_to_spv("qvac_low_rank_grad",      "qvac_low_rank_grad.comp",      {});
+    for (const std::string rank : { "8", "16", "24" }) {
+        string_to_spv("qvac_low_rank_project_long_" + rank, "qvac_low_rank_project_long.comp", {{"RR", rank}});
+        string_to_spv("qvac_low_rank_grad_long_" + rank, "qvac_low_rank_grad_long.comp", {{"RR", rank}});
+    }
+    string_to_spv("qvac_low_rank_add_long",  "qvac_low_rank_add_long.comp",  {});
+    string_to_spv("qvac_low_rank_grad_sum",  "qvac_low_rank_grad_sum.comp",  {});
     string_to_spv("qvac_rms_norm_mul_back",  "qvac_rms_norm_mul_back.comp",  {});
     string_to_spv("qvac_swiglu_back",        "qvac_swiglu_back.comp",        {});
     for (const std::string name : { "qvac_attention", "qvac_attention_back_q", "qvac_attention_back_kv" }) {
