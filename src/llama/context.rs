@@ -125,8 +125,9 @@ impl Context {
             expected: "below 2^32 over all sequences",
             found: n_ctx_seq,
         })?;
-        let n_threads = params.n_threads.map_or_else(|| default_threads(model.device()), NonZeroU32::get);
-        let n_threads = i32::try_from(n_threads).unwrap_or(i32::MAX).min(sys::GGML_MAX_N_THREADS as i32);
+        let (n_threads, n_threads_batch) =
+            params.n_threads.map_or_else(|| default_threads(model.device()), |n| (n.get(), n.get()));
+        let most = |n: u32| i32::try_from(n).unwrap_or(i32::MAX).min(sys::GGML_MAX_N_THREADS as i32);
         let kv_type = match params.kv_type {
             KvType::F32 => sys::GGML_TYPE_F32,
             KvType::F16 => sys::GGML_TYPE_F16,
@@ -138,8 +139,8 @@ impl Context {
         raw_params.n_batch = params.n_batch;
         raw_params.n_ubatch = params.n_ubatch.min(params.n_batch);
         raw_params.n_seq_max = params.n_seq_max;
-        raw_params.n_threads = n_threads;
-        raw_params.n_threads_batch = n_threads;
+        raw_params.n_threads = most(n_threads);
+        raw_params.n_threads_batch = most(n_threads_batch);
         raw_params.type_k = kv_type;
         raw_params.type_v = kv_type;
         raw_params.flash_attn_type = match params.flash_attention {

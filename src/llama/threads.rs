@@ -14,13 +14,13 @@ pub fn physical_cores() -> u32 {
     }
 }
 
-/// Threads of the CPU for a model whose layers are on `device`. On a GPU the CPU only looks tokens up in the embedding, and
-/// more threads than a few would wait for each other longer than that takes.
-pub fn default_threads(device: &str) -> u32 {
-    const BESIDE_A_GPU: u32 = 4;
+/// Threads of the CPU for a model whose layers are on `device`: for a token at a time, and for a prompt. Beside a GPU the
+/// CPU only looks tokens up in the embedding, and more threads would wait for each other longer than that takes.
+pub fn default_threads(device: &str) -> (u32, u32) {
+    const PROMPT: u32 = 4;
     match device.eq_ignore_ascii_case("cpu") {
-        true => physical_cores(),
-        false => physical_cores().min(BESIDE_A_GPU),
+        true => (physical_cores(), physical_cores()),
+        false => (1, physical_cores().min(PROMPT)),
     }
 }
 
@@ -49,7 +49,7 @@ mod tests {
         assert_eq!(count_cores(dir.path()), Some(2));
         assert_eq!(count_cores(&dir.path().join("none")), None);
         assert!(physical_cores() >= 1);
-        assert_eq!(default_threads("cpu"), physical_cores());
-        assert!((1..=4).contains(&default_threads("vulkan0")));
+        assert_eq!(default_threads("cpu"), (physical_cores(), physical_cores()));
+        assert_eq!(default_threads("vulkan0").0, 1);
     }
 }

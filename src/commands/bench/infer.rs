@@ -63,7 +63,7 @@ pub fn run(args: &Args, interrupt: Interrupt, ui: &Ui) -> anyhow::Result<Outcome
         None => Device::best()?,
     };
     let on_gpu = matches!(device.kind(), DeviceKind::Gpu | DeviceKind::Igpu);
-    let n_threads = args.threads.unwrap_or_else(|| llama::default_threads(device.name()));
+    let n_threads = args.threads.unwrap_or_else(|| llama::default_threads(device.name()).0);
     let source = args.source.ready(ui)?;
     let path = source.path();
     let subject = Subject::new(&source, &source.open()?, &device, n_threads as usize);
@@ -76,7 +76,7 @@ pub fn run(args: &Args, interrupt: Interrupt, ui: &Ui) -> anyhow::Result<Outcome
     let config = InferConfig {
         reps: args.reps,
         seed: args.seed,
-        n_threads: NonZeroU32::new(n_threads),
+        n_threads: args.threads.and_then(NonZeroU32::new),
         interrupt: Some(interrupt.flag()),
     };
     let bar = ui.progress("test", (tests.len() * (1 + args.reps)) as u64);

@@ -18,7 +18,7 @@ enum vk_qvac_ternary_kernel {
     VK_QVAC_TERNARY_KERNEL_COUNT,
 };
 
-constexpr int VK_QVAC_TERNARY_TILE_COUNT = 10;
+constexpr int VK_QVAC_TERNARY_TILE_COUNT = 6;
 
 // With a device.
 struct vk_qvac_ternary_pipelines {

@@ -32,10 +32,6 @@ const tile_shape TILES[VK_QVAC_TERNARY_TILE_COUNT] = {
     {  64,  64, 128, 4, 8, 32, 32, 0.0f,  NEVER },
     {  64,  64,  64, 4, 8, 32, 32, 0.0f,  0.2f  },
     {  64,  32,  64, 4, 4, 32, 32, 0.0f,  0.0f  },
-    { 256, 128,  64, 8, 8, 64, 64, NEVER, NEVER },
-    { 128, 256,  64, 8, 16, 64, 64, NEVER, NEVER },
-    { 128, 128, 128, 8, 8, 64, 64, NEVER, NEVER },
-    { 256,  64, 128, 8, 8, 64, 64, NEVER, NEVER },
 };
 
 // Where the device does not say how many cores it has.
