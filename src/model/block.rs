@@ -2,7 +2,7 @@
 //!
 //! The only place that knows what a block computes; its linear layers and their adapters are in `linear.rs`. The forward
 //! follows upstream's `models/llama.cpp` and `models/bitnet.cpp` (`tests/parity.rs` compares it with libllama's), the
-//! backward is written out: ggml's own would be some 150 small operations where these are 40 (docs/kernels.md).
+//! backward is written out: ggml's own would be several small operations for each of these (docs/kernels.md).
 
 use crate::ggml::{Context, Rope, Tensor};
 
