@@ -114,13 +114,23 @@ qvac_status qvac_tensor_copy(const ggml_tensor * src, ggml_tensor * dst, char * 
     return guarded_void(err, err_size, [&] { ggml_backend_tensor_copy(src, dst); });
 }
 
-qvac_status qvac_synchronize(ggml_backend_t backend, char * err, size_t err_size) {
-    return guarded_void(err, err_size, [&] { ggml_backend_synchronize(backend); });
+ggml_backend_event_t qvac_event_new(ggml_backend_dev_t device, char * err, size_t err_size) {
+    return guarded_pointer(err, err_size, [&] { return ggml_backend_event_new(device); });
 }
 
-qvac_status qvac_graph_compute(ggml_backend_t backend, ggml_cgraph * graph, char * err, size_t err_size) {
+qvac_status qvac_wait(ggml_backend_t backend, ggml_backend_event_t event, char * err, size_t err_size) {
+    return guarded_void(err, err_size, [&] {
+        if (event) {
+            ggml_backend_event_record(event, backend);
+            ggml_backend_event_synchronize(event);
+        }
+        ggml_backend_synchronize(backend);
+    });
+}
+
+qvac_status qvac_graph_compute_async(ggml_backend_t backend, ggml_cgraph * graph, char * err, size_t err_size) {
     return guarded(err, err_size,
-        [&] { return from_ggml(ggml_backend_graph_compute(backend, graph), err, err_size); });
+        [&] { return from_ggml(ggml_backend_graph_compute_async(backend, graph), err, err_size); });
 }
 
 ggml_cgraph * qvac_graph_view(ggml_cgraph * graph, int i0, int i1) {

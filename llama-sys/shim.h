@@ -47,10 +47,16 @@ enum qvac_status qvac_tensor_memset(
     struct ggml_tensor * tensor, uint8_t value, size_t offset, size_t size, char * err, size_t err_size);
 enum qvac_status qvac_tensor_copy(
     const struct ggml_tensor * src, struct ggml_tensor * dst, char * err, size_t err_size);
-enum qvac_status qvac_synchronize(ggml_backend_t backend, char * err, size_t err_size);
+// NULL where the device has no events, too.
+ggml_backend_event_t qvac_event_new(ggml_backend_dev_t device, char * err, size_t err_size);
+// Returns when the backend has computed all that it was given. With an event of its device, the thread sleeps until
+// then; without, upstream may have it spin.
+enum qvac_status qvac_wait(ggml_backend_t backend, ggml_backend_event_t event, char * err, size_t err_size);
 
 // Graphs.
-enum qvac_status qvac_graph_compute(ggml_backend_t backend, struct ggml_cgraph * graph, char * err, size_t err_size);
+// May return before the graph is computed; graph, tensors and memory must stay until `qvac_wait`.
+enum qvac_status qvac_graph_compute_async(
+    ggml_backend_t backend, struct ggml_cgraph * graph, char * err, size_t err_size);
 // The nodes [i0, i1) of `graph`, sharing its tensors; freed with `qvac_graph_view_free`, before `graph`'s context.
 // NULL when the range is not within the graph.
 struct ggml_cgraph * qvac_graph_view(struct ggml_cgraph * graph, int i0, int i1);

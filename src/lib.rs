@@ -1,8 +1,9 @@
 //! qvac-ft: LoRA fine-tuning of ternary (BitNet b1.58) language models on ggml.
 //!
 //! The layers, from the top; imports go down only (`tests/architecture.rs` holds them to it):
-//! `cli` → `commands` → engines (`data`, `train`, `eval`, `synth`, `export`) → `model` → `ggml`, `llama`.
+//! `cli` → `commands` → engines (`data`, `train`, `eval`, `synth`, `export`, `bench`) → `model` → `ggml`, `llama`.
 
+pub mod bench;
 pub mod cli;
 pub mod commands;
 pub mod data;

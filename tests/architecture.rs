@@ -25,8 +25,9 @@ const LAYERS: &[&[&str]] = &[
     &["error", "parallel", "lib"],
 ];
 
-/// Modules of one row of which one builds upon the other: (user, used). libllama is built on ggml, and so is its room.
-const PEERS: &[(&str, &str)] = &[("train", "eval"), ("eval", "train"), ("llama", "ggml")];
+/// Modules of one row of which one builds upon the other: (user, used). libllama is built on ggml, and so is its room;
+/// `bench` measures the others.
+const PEERS: &[(&str, &str)] = &[("train", "eval"), ("eval", "train"), ("bench", "train"), ("llama", "ggml")];
 
 /// The only modules with unsafe code.
 const UNSAFE: &[&str] = &["ggml", "llama"];

@@ -9,7 +9,7 @@ use assert_cmd::cargo::CommandCargoExt as _;
 use common::{nano_model, truncated, AdapterSpec};
 use serde_json::Value;
 
-const COMMANDS: [&str; 11] = [
+const COMMANDS: [&str; 12] = [
     "train",
     "eval",
     "generate",
@@ -17,6 +17,7 @@ const COMMANDS: [&str; 11] = [
     "data",
     "inspect",
     "export",
+    "bench",
     "synth",
     "devices",
     "completions",

@@ -12,7 +12,7 @@ use common::numeric::norm;
 use qvac_ft::data::{ordered_rows, Origin, PackMode, Row, Sample};
 use qvac_ft::ggml::{Backend, Dtype, Executor, GgufFile, GgufWriter};
 use qvac_ft::model::{Lora, LoraConfig, Model, Target, ARCHITECTURES};
-use qvac_ft::train::{AdamW, Engine, EngineConfig, MicroBatch, Prediction, Recompute};
+use qvac_ft::train::{AdamW, Engine, EngineConfig, MicroBatch, Prediction, Recompute, TrainingConfig};
 use safetensors::SafeTensors;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -206,7 +206,7 @@ fn check(architecture: &str, recompute: Recompute) {
         alpha: golden.number("alpha"),
         targets: Target::ALL.to_vec(),
     };
-    let training = Some((recompute, adamw));
+    let training = Some(TrainingConfig { recompute, adamw, backward_limbs: 2 });
     let config = EngineConfig { seq_len, n_rows: rows.len(), lora: Some(lora), training };
     let engine = Engine::new(&model, Executor::new(&backend, None), config).unwrap();
     let lora = engine.lora().unwrap();

@@ -70,6 +70,7 @@ fn config(rows_per_step: usize, steps: u64, save_every: u64) -> RunConfig {
         targets: Vec::new(),
         init_adapter: None,
         seq_len: SEQ_LEN,
+        backward_limbs: 2,
         batch_tokens: rows_per_step * SEQ_LEN,
         pack: PackMode::NoPack,
         loss_on: LossOn::Assistant,

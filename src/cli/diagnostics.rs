@@ -17,7 +17,7 @@ use console::{style, StyledObject};
 
 use crate::commands::ui::{Problem, ReaderGone};
 use crate::error::Hint;
-use crate::{data, export, ggml, llama, model, synth, train};
+use crate::{bench, data, export, ggml, llama, model, synth, train};
 
 type HintOf = fn(&(dyn Error + 'static)) -> Option<String>;
 
@@ -25,6 +25,7 @@ type HintOf = fn(&(dyn Error + 'static)) -> Option<String>;
 const HINTS: &[HintOf] = &[
     hint_of::<Problem>,
     hint_of::<data::Error>,
+    hint_of::<bench::Error>,
     hint_of::<train::Error>,
     hint_of::<export::Error>,
     hint_of::<synth::Error>,

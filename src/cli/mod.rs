@@ -10,7 +10,9 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 
 use crate::commands::ui::{Outcome, Ui, Verbosity};
-use crate::commands::{chat, completions, data, devices, eval, export, generate, inspect, man, synth, train};
+use crate::commands::{
+    bench, chat, completions, data, devices, eval, export, generate, inspect, man, synth, train,
+};
 use crate::llama;
 
 /// Fine-tune ternary (BitNet b1.58) language models on whatever GPU a person has
@@ -62,6 +64,7 @@ enum Command {
     Data(data::Args),
     Inspect(inspect::Args),
     Export(export::Args),
+    Bench(bench::Args),
     Synth(synth::Args),
     Devices(devices::Args),
     Completions(completions::Args),
@@ -78,6 +81,7 @@ impl Command {
             Self::Data(args) => data::run(args, ui),
             Self::Inspect(args) => inspect::run(args, ui),
             Self::Export(args) => export::run(args, ui),
+            Self::Bench(args) => bench::run(args, ui),
             Self::Synth(args) => synth::run(args, ui),
             Self::Devices(args) => devices::run(args, ui),
             Self::Completions(args) => completions::run(args, Cli::command(), ui),

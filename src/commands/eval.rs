@@ -86,10 +86,10 @@ fn evaluate_all(args: &Args, ui: &Ui) -> anyhow::Result<Outcome> {
         None => None,
     };
     let data = args.tokens.load(&args.network.model, &[&args.data], None, ui)?.remove(0);
-    let machine = args.network.machine()?;
-    let model = args.network.load(&file, args.tokens.seq_len, &machine, ui)?;
+    let machine = args.network.machine.open()?;
+    let model = args.network.machine.load(&file, args.tokens.seq_len, &machine, ui)?;
     let config = EngineConfig { seq_len: args.tokens.seq_len, n_rows: 1, lora, training: None };
-    let engine = args.network.engine(&model, &machine, &config, ROWS)?;
+    let engine = args.network.machine.engine(&model, &machine, &config, ROWS)?;
 
     let run = |what: &'static str| -> anyhow::Result<Figures> {
         let bar = ui.progress(what, 0);

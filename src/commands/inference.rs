@@ -34,7 +34,7 @@ pub struct ModelArgs {
     #[arg(long, value_name = "TOKENS")]
     pub ctx_size: Option<NonZeroU32>,
 
-    /// CPU threads; one for each physical core if not given
+    /// CPU threads; if not given one for each physical core, or a few beside a GPU
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u32>::new().range(1..=512))]
     pub threads: Option<u32>,
 

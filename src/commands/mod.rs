@@ -4,6 +4,7 @@
 //! To add one: a new file here, a `pub mod` line, and one variant in `cli::Command`. `ui`, `inference` and `network` are no
 //! commands but what commands share.
 
+pub mod bench;
 pub mod chat;
 pub mod completions;
 pub mod data;

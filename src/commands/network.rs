@@ -1,17 +1,18 @@
-//! What `train` and `eval` share: the flags that say which network runs where on which data, and both made ready.
+//! What `train`, `eval` and `bench` share: the flags that say which network runs where on which data, how it is trained,
+//! and all of it made ready.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use clap::builder::RangedU64ValueParser;
+use clap::builder::{RangedI64ValueParser, RangedU64ValueParser};
 use clap::ValueEnum;
 
 use super::ui::{Problem, Ui};
 use crate::data::{Dataset, LossOn, Options};
 use crate::ggml::{self, Backend, Device, DeviceKind, Executor, GgufFile};
 use crate::llama::{self, ModelParams};
-use crate::model::Model;
-use crate::train::{Engine, EngineConfig, Error};
+use crate::model::{self, LoraConfig, Model, Target};
+use crate::train::{AdamW, Engine, EngineConfig, Error, Recompute, TrainingConfig};
 
 /// Which network, and where it runs.
 #[derive(Debug, clap::Args)]
@@ -20,6 +21,13 @@ pub struct NetworkArgs {
     #[arg(short, long, value_name = "GGUF")]
     pub model: PathBuf,
 
+    #[command(flatten)]
+    pub machine: MachineArgs,
+}
+
+/// Where a network runs.
+#[derive(Debug, clap::Args)]
+pub struct MachineArgs {
     /// Device to run on, as `devices` lists them; the first GPU if not given, else the CPU
     #[arg(long, value_name = "NAME")]
     pub device: Option<String>,
@@ -35,6 +43,69 @@ pub struct NetworkArgs {
     /// Rows run at a time; as many as fit if not given
     #[arg(long, value_name = "ROWS", value_parser = RangedU64ValueParser::<usize>::new().range(1..=65536))]
     pub micro_batch: Option<usize>,
+}
+
+/// What the adapter is.
+#[derive(Debug, clap::Args)]
+pub struct LoraArgs {
+    /// Rank of the adapter
+    #[arg(long, value_name = "R", default_value_t = 8)]
+    pub rank: usize,
+
+    /// Scale of the adapter: `alpha / rank` multiplies what it adds
+    #[arg(long, value_name = "A", default_value_t = 16.0)]
+    pub alpha: f32,
+
+    /// Layers to adapt: `all`, or of `attn_q,attn_k,attn_v,attn_output,ffn_gate,ffn_up,ffn_down` (or `q_proj`, ...)
+    #[arg(long, value_name = "LIST", default_value = "all", value_delimiter = ',')]
+    pub targets: Vec<String>,
+}
+
+impl LoraArgs {
+    /// The adapter that these flags describe.
+    pub fn config(&self) -> Result<LoraConfig, model::Error> {
+        let targets = Target::parse_list(&self.targets)?;
+        Ok(LoraConfig { rank: self.rank, alpha: self.alpha, targets })
+    }
+}
+
+/// How the backward is computed.
+#[derive(Debug, clap::Args)]
+pub struct BackwardArgs {
+    /// Compute each block's forward again in the backward: a third more work, memory for one block only
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
+    pub recompute: RecomputeArg,
+
+    /// 8-bit integers that a gradient is cut into for the products with ternary weights: 2 keeps 15 bits of it, 1 is
+    /// faster
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = RangedI64ValueParser::<i64>::new().range(1..=2))]
+    pub backward_limbs: i64,
+}
+
+/// `--recompute`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum RecomputeArg {
+    #[default]
+    On,
+    Off,
+}
+
+impl BackwardArgs {
+    /// What the engine is told.
+    pub fn config(&self, adamw: AdamW) -> TrainingConfig {
+        let recompute = match self.recompute {
+            RecomputeArg::On => Recompute::On,
+            RecomputeArg::Off => Recompute::Off,
+        };
+        TrainingConfig { recompute, adamw, backward_limbs: self.backward_limbs }
+    }
+}
+
+/// 512 tokens per optimizer step, or one row where rows are longer, or as many whole rows as 512 hold where they are
+/// shorter.
+pub fn default_batch(seq_len: usize) -> usize {
+    const TOKENS: usize = 512;
+    (TOKENS / seq_len).max(1) * seq_len
 }
 
 /// How data becomes tokens.
@@ -82,9 +153,9 @@ pub struct Machine {
     fallback: Option<Backend>,
 }
 
-impl NetworkArgs {
+impl MachineArgs {
     /// Opens the device.
-    pub fn machine(&self) -> anyhow::Result<Machine> {
+    pub fn open(&self) -> anyhow::Result<Machine> {
         let device = match &self.device {
             Some(name) => Device::by_name(name)?,
             None => Device::best()?,

@@ -1,13 +1,13 @@
 //! `qvac-ft synth`: a seeded random model of a real one's shape.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use serde_json::json;
 
 use super::ui::{Outcome, Ui};
 use crate::ggml::Dtype;
-use crate::{parallel, synth};
+use crate::synth;
 
 /// Write a seeded random model with exactly the shape of a real one
 #[derive(Debug, clap::Args)]
@@ -46,42 +46,47 @@ enum Arch {
 
 impl Args {
     fn config(&self) -> synth::Result<synth::Config> {
-        let list = |names: &[&str]| names.join(", ");
-        let shape = synth::find_shape(&self.shape).ok_or_else(|| synth::Error::Shape {
-            found: self.shape.clone(),
-            known: list(&synth::SHAPES.iter().map(|s| s.name).collect::<Vec<_>>()),
-        })?;
-        let dtype = Dtype::from_name(&self.dtype).ok_or_else(|| synth::Error::WeightType {
-            found: self.dtype.clone(),
-            known: list(&synth::TYPES.map(Dtype::name)),
-        })?;
         Ok(synth::Config {
-            shape: *shape,
             family: match self.arch {
                 Arch::Bitnet => synth::Family::Bitnet,
                 Arch::Llama => synth::Family::Llama,
             },
-            dtype,
-            seed: self.seed,
             n_head_kv: self.n_head_kv,
             scales: self.scales,
             untied: self.untied,
-            threads: parallel::available(),
+            ..config(&self.shape, &self.dtype, self.seed)?
         })
     }
+}
+
+/// The model of that shape and type, the rest as most uses want it.
+pub fn config(shape: &str, dtype: &str, seed: u64) -> synth::Result<synth::Config> {
+    let list = |names: &[&str]| names.join(", ");
+    let known = synth::find_shape(shape).ok_or_else(|| synth::Error::Shape {
+        found: shape.into(),
+        known: list(&synth::SHAPES.iter().map(|s| s.name).collect::<Vec<_>>()),
+    })?;
+    let dtype = Dtype::from_name(dtype).ok_or_else(|| synth::Error::WeightType {
+        found: dtype.into(),
+        known: list(&synth::TYPES.map(Dtype::name)),
+    })?;
+    Ok(synth::Config::new(*known, dtype, seed))
+}
+
+/// Writes a model with a bar on screen.
+pub fn write(config: &synth::Config, path: &Path, ui: &Ui) -> synth::Result<synth::Summary> {
+    let bar = ui.progress_bytes("write", 0);
+    synth::write(config, path, &mut |done, total| {
+        bar.set_len(total);
+        bar.set(done);
+    })
 }
 
 /// Makes the model and says what it is.
 pub fn run(args: Args, ui: &Ui) -> anyhow::Result<Outcome> {
     let context = || format!("cannot make `{}`", args.out.display());
     let config = args.config().with_context(context)?;
-    let bar = ui.progress_bytes("write", 0);
-    let summary = synth::write(&config, &args.out, &mut |done, total| {
-        bar.set_len(total);
-        bar.set(done);
-    })
-    .with_context(context)?;
-    drop(bar);
+    let summary = write(&config, &args.out, ui).with_context(context)?;
     if ui.json() {
         ui.result(&json!({
             "path": args.out,

@@ -8,16 +8,17 @@ use clap::builder::RangedU64ValueParser;
 use clap::ValueEnum;
 use serde::Serialize;
 
-use super::network::{device_bytes, DataArgs, Machine, NetworkArgs};
+use super::network::{
+    default_batch, device_bytes, BackwardArgs, DataArgs, LoraArgs, Machine, NetworkArgs, RecomputeArg,
+};
 use super::ui::{Interrupt, Outcome, Progress, Ui};
 use crate::data::{Dataset, PackMode};
 use crate::ggml::{peak_host_bytes, GgufFile};
 use crate::model::adapter::AdapterFile;
-use crate::model::{LoraConfig, Model, Target};
+use crate::model::{LoraConfig, Model};
 use crate::train::{
     data_hash, latest_checkpoint, model_hash, steps_in, AdamW, Checkpoint, Cursor, Decay, Engine,
-    EngineConfig, EvalRecord, How, Observer, Recompute, Report, RunConfig, Schedule, StepRecord, Stop,
-    Trainer,
+    EngineConfig, EvalRecord, How, Observer, Report, RunConfig, Schedule, StepRecord, Stop, Trainer,
 };
 
 /// Train a LoRA adapter on a file of chats
@@ -68,9 +69,8 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 42)]
     seed: u64,
 
-    /// Compute each block's forward again in the backward: a third more work, memory for one block only
-    #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
-    recompute: RecomputeArg,
+    #[command(flatten)]
+    backward: BackwardArgs,
 }
 
 /// What the adapter is and how it is optimised.
@@ -101,17 +101,8 @@ struct OptimArgs {
     #[arg(long, value_name = "TOKENS")]
     batch_tokens: Option<usize>,
 
-    /// Rank of the adapter
-    #[arg(long, value_name = "R", default_value_t = 8)]
-    rank: usize,
-
-    /// Scale of the adapter: `alpha / rank` multiplies what it adds
-    #[arg(long, value_name = "A", default_value_t = 16.0)]
-    alpha: f32,
-
-    /// Layers to adapt: `all`, or of `attn_q,attn_k,attn_v,attn_output,ffn_gate,ffn_up,ffn_down` (or `q_proj`, ...)
-    #[arg(long, value_name = "LIST", default_value = "all", value_delimiter = ',')]
-    targets: Vec<String>,
+    #[command(flatten)]
+    lora: LoraArgs,
 
     /// AdamW's weight decay
     #[arg(long, value_name = "W", default_value_t = 0.0)]
@@ -120,13 +111,6 @@ struct OptimArgs {
     /// Largest global norm of the gradients; 0 does not clip
     #[arg(long, value_name = "NORM", default_value_t = 1.0)]
     clip: f32,
-}
-
-#[derive(Debug, Clone, Copy, Default, ValueEnum)]
-enum RecomputeArg {
-    #[default]
-    On,
-    Off,
 }
 
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
@@ -174,24 +158,18 @@ fn train(args: &Args, ui: &Ui) -> anyhow::Result<Outcome> {
     let eval = (sets.len() > 1).then(|| sets.remove(1));
     let data = sets.remove(0);
 
-    let machine = args.network.machine()?;
+    let machine = args.network.machine.open()?;
     let free_before = machine.backend.device().memory().0;
     let mut config = run_config(args, &lora, &file, &data, &machine, time)?;
     stored.as_ref().map_or(Ok(()), |stored| config.check_same_run(stored, &args.out))?;
-    let model = args.network.load(&file, args.tokens.seq_len, &machine, ui)?;
+    let model = args.network.machine.load(&file, args.tokens.seq_len, &machine, ui)?;
     let engine_config = EngineConfig {
         seq_len: config.seq_len,
         n_rows: 1,
         lora: Some(lora),
-        training: Some((
-            match args.recompute {
-                RecomputeArg::On => Recompute::On,
-                RecomputeArg::Off => Recompute::Off,
-            },
-            config.adamw.clone(),
-        )),
+        training: Some(args.backward.config(config.adamw.clone())),
     };
-    let engine = args.network.engine(&model, &machine, &engine_config, config.rows_per_step())?;
+    let engine = args.network.machine.engine(&model, &machine, &engine_config, config.rows_per_step())?;
     config.how.micro_batch_rows = engine.config().n_rows;
     let cursor = start(args, &engine, &config, init.as_ref(), checkpoint.as_deref())?;
     describe(ui, args, &config, &data, &engine, cursor);
@@ -236,8 +214,7 @@ fn lora_config(args: &Args, init: Option<&AdapterFile>) -> anyhow::Result<LoraCo
     if let Some(file) = init {
         return Ok(LoraConfig::of_file(file)?);
     }
-    let o = &args.optim;
-    Ok(LoraConfig { rank: o.rank, alpha: o.alpha, targets: Target::parse_list(&o.targets)? })
+    Ok(args.optim.lora.config()?)
 }
 
 /// Makes the run's folder, or finds the checkpoint to go on from. Refuses a folder that holds another run, and a
@@ -292,6 +269,7 @@ fn run_config(
         targets: lora.targets.iter().map(|t| t.name().into()).collect(),
         init_adapter: args.adapter.clone(),
         seq_len: args.tokens.seq_len,
+        backward_limbs: args.backward.backward_limbs,
         batch_tokens: o.batch_tokens.unwrap_or_else(|| default_batch(args.tokens.seq_len)),
         pack: if args.no_pack { PackMode::NoPack } else { PackMode::Pack },
         loss_on: args.tokens.loss_on.into(),
@@ -302,7 +280,7 @@ fn run_config(
             device_description: device.description().into(),
             threads: machine.threads,
             micro_batch_rows: 0,
-            recompute: matches!(args.recompute, RecomputeArg::On),
+            recompute: args.backward.recompute == RecomputeArg::On,
             eval_data: args.eval_data.clone(),
             eval_every: args.eval_every,
             save_every: args.save_every,
@@ -319,12 +297,6 @@ fn run_config(
 /// Seconds since 1970.
 fn now() -> i64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64)
-}
-
-/// 512 tokens per step, or one row where rows are longer, or as many whole rows as 512 hold where they are shorter.
-fn default_batch(seq_len: usize) -> usize {
-    const TOKENS: usize = 512;
-    (TOKENS / seq_len).max(1) * seq_len
 }
 
 /// Gives the adapter its first values, or those of the checkpoint, and stores the run's settings.

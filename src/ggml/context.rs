@@ -10,6 +10,7 @@ use std::rc::Rc;
 
 use llama_sys as sys;
 
+use super::stream::settle;
 use super::{Dtype, Error, Result, Tensor};
 
 /// Bytes of description that one graph node costs: the tensor and its share of the graph's tables and hash set.
@@ -119,6 +120,9 @@ impl Context {
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        // A backend compares new graphs with the tensors of those it has not finished. One that fails is told of where
+        // its results are read.
+        let _ = settle(None);
         // SAFETY: made by `ggml_init`, freed once; every tensor of it holds an `Rc` of this.
         unsafe { sys::ggml_free(self.ptr.as_ptr()) }
     }

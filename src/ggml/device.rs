@@ -7,6 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use llama_sys as sys;
 
+use super::stream::{settle, Stream};
 use super::{ffi, Context, Error, Result, Tensor};
 
 /// What kind of device it is.
@@ -130,12 +131,7 @@ fn setup() -> MutexGuard<'static, ()> {
 /// A stream of work on a device. Cheap to clone.
 #[derive(Clone)]
 pub struct Backend {
-    inner: Rc<Inner>,
-}
-
-struct Inner {
-    ptr: NonNull<sys::ggml_backend>,
-    device: Device,
+    stream: Rc<Stream>,
 }
 
 impl Backend {
@@ -147,32 +143,66 @@ impl Backend {
             unsafe { sys::qvac_dev_init(device.raw(), std::ptr::null(), err, size) }
         })
         .map_err(|f| Error::DeviceInit { device: device.name.clone(), reason: f.reason })?;
-        let backend = Self { inner: Rc::new(Inner { ptr, device: device.clone() }) };
+        let backend = Self { stream: Stream::new(ptr, device) };
         backend.set_n_threads(n_threads);
         Ok(backend)
     }
 
-    /// Goes through the registry, so that it also finds a CPU variant that was loaded at run time.
     fn set_n_threads(&self, n_threads: usize) {
-        let name = c"ggml_backend_set_n_threads";
-        // SAFETY: a live device has a registry; the function looked up under that name has that type.
-        unsafe {
-            let reg = sys::ggml_backend_dev_backend_reg(self.device().raw());
-            let f = sys::ggml_backend_reg_get_proc_address(reg, name.as_ptr());
-            if !f.is_null() {
-                type SetThreads = unsafe extern "C" fn(*mut sys::ggml_backend, i32);
-                let f = std::mem::transmute::<*mut std::ffi::c_void, SetThreads>(f);
-                f(self.raw(), n_threads.max(1) as i32);
+        type SetThreads = unsafe extern "C" fn(*mut sys::ggml_backend, i32);
+        if let Some(f) = self.proc_address(c"ggml_backend_set_n_threads") {
+            // SAFETY: the function of that name has that type; a live backend of its registry.
+            unsafe {
+                std::mem::transmute::<*mut std::ffi::c_void, SetThreads>(f)(
+                    self.raw(),
+                    n_threads.max(1) as i32,
+                )
             }
         }
     }
 
+    /// Computes by plain reference kernels from now on, where the backend has them; whether it does.
+    pub fn use_references(&self) -> bool {
+        type SetUseRef = unsafe extern "C" fn(*mut sys::ggml_backend, bool);
+        let f = self.proc_address(c"ggml_backend_cpu_set_use_ref");
+        if let Some(f) = f {
+            // SAFETY: the function of that name has that type; a live backend of its registry, the CPU's.
+            unsafe { std::mem::transmute::<*mut std::ffi::c_void, SetUseRef>(f)(self.raw(), true) }
+        }
+        f.is_some()
+    }
+
+    /// A function of the backend's registry: it also knows those of a CPU variant that was loaded at run time.
+    fn proc_address(&self, name: &std::ffi::CStr) -> Option<*mut std::ffi::c_void> {
+        // SAFETY: a live device has a registry.
+        let f = unsafe {
+            let reg = sys::ggml_backend_dev_backend_reg(self.device().raw());
+            sys::ggml_backend_reg_get_proc_address(reg, name.as_ptr())
+        };
+        (!f.is_null()).then_some(f)
+    }
+
     pub fn device(&self) -> &Device {
-        &self.inner.device
+        self.stream.device()
+    }
+
+    /// Returns once all that was submitted is done. For clocks: what reads a tensor waits by itself.
+    pub fn wait(&self) -> Result<()> {
+        self.stream.wait()
+    }
+
+    /// Whether graphs were submitted that nobody has waited for.
+    pub fn is_unfinished(&self) -> bool {
+        self.stream.is_unfinished()
+    }
+
+    /// See [`Stream::submits`].
+    pub(super) fn submits(&self) -> Result<()> {
+        self.stream.submits()
     }
 
     pub(super) fn raw(&self) -> *mut sys::ggml_backend {
-        self.inner.ptr.as_ptr()
+        self.stream.raw()
     }
 
     pub(super) fn buffer_type(&self) -> *mut sys::ggml_backend_buffer_type {
@@ -202,13 +232,6 @@ impl Backend {
     }
 }
 
-impl Drop for Inner {
-    fn drop(&mut self) {
-        // SAFETY: made by `qvac_dev_init`, freed once; what was allocated on it holds an `Rc` of this.
-        unsafe { sys::ggml_backend_free(self.ptr.as_ptr()) }
-    }
-}
-
 /// A device's memory; the context whose tensors lie in it keeps it alive.
 struct Buffer {
     ptr: NonNull<sys::ggml_backend_buffer>,
@@ -217,6 +240,8 @@ struct Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
+        // A device that fails is told of where its results are read.
+        let _ = settle(Some(self.ptr));
         // SAFETY: made by an allocation, freed once, when the context of its tensors is gone.
         unsafe { sys::ggml_backend_buffer_free(self.ptr.as_ptr()) }
     }

@@ -3,6 +3,8 @@
 //! Graphs that never need each other's insides share an [`Arena`], whose one buffer is as large as the hungriest of
 //! them. An operation that the device lacks is an error, unless the executor was told to compute it on the CPU; then
 //! upstream's scheduler splits each graph between the two, and each graph has memory of its own.
+//!
+//! Computing a graph means submitting it. The host goes on at once, and waits where it reads a tensor (see `stream`).
 
 use std::cell::{Cell, RefCell};
 use std::ptr::NonNull;
@@ -10,6 +12,7 @@ use std::rc::Rc;
 
 use llama_sys as sys;
 
+use super::stream::settle;
 use super::{ffi, Backend, Error, Graph, Result};
 
 /// Runs graphs on one device.
@@ -39,7 +42,7 @@ impl Executor {
             .arenas
             .borrow()
             .iter()
-            .map(|a| unsafe { sys::ggml_gallocr_get_buffer_size(a.0.as_ptr(), 0) })
+            .map(|a| unsafe { sys::ggml_gallocr_get_buffer_size(a.ptr.as_ptr(), 0) })
             .sum::<usize>();
         arenas + self.schedulers.get()
     }
@@ -50,7 +53,7 @@ impl Executor {
         // SAFETY: a live buffer type.
         let ptr = ffi::pointer(|err, size| unsafe { sys::qvac_gallocr_new(buft, err, size) })
             .map_err(|f| self.out_of_memory(f.reason, 0))?;
-        let allocator = Rc::new(Allocator(ptr));
+        let allocator = Rc::new(Allocator { ptr, _backend: self.backend.clone() });
         self.arenas.borrow_mut().push(allocator.clone());
         Ok(Arena { exec: self, allocator, reserved: 0, placed: false })
     }
@@ -62,23 +65,28 @@ impl Executor {
         graphs.into_iter().map(|g| arena.place(g)).collect()
     }
 
-    /// Computes all of a graph and waits for it.
+    /// Submits all of a graph, behind what was submitted before. Returns before it is computed, and a failure may show
+    /// only where a result is read; a graph that is split between two devices is waited for.
     pub fn compute(&self, plan: &Plan) -> Result<()> {
         match &plan.memory {
             Memory::Arena(_) => self.run(plan.graph.raw()),
-            Memory::Scheduler(s) => self.checked(|err, size| {
-                // SAFETY: the scheduler has allocated this very graph.
-                unsafe { sys::qvac_sched_graph_compute(s.ptr.as_ptr(), plan.graph.raw(), err, size) }
-            }),
+            Memory::Scheduler(s) => {
+                // The scheduler copies between the devices and knows only of what it submitted itself.
+                settle(None)?;
+                self.checked(|err, size| {
+                    // SAFETY: the scheduler has allocated this very graph.
+                    unsafe { sys::qvac_sched_graph_compute(s.ptr.as_ptr(), plan.graph.raw(), err, size) }
+                })
+            }
         }
     }
 
-    /// Computes the first `n` nodes.
+    /// Submits the first `n` nodes.
     pub fn compute_to(&self, plan: &Plan, n: usize) -> Result<()> {
         self.compute_part(plan, 0, n)
     }
 
-    /// Computes all nodes from the `n`th on.
+    /// Submits all nodes from the `n`th on.
     pub fn compute_from(&self, plan: &Plan, n: usize) -> Result<()> {
         self.compute_part(plan, n, plan.graph.n_nodes())
     }
@@ -87,18 +95,17 @@ impl Executor {
         if matches!(plan.memory, Memory::Scheduler(_)) {
             return Err(Error::SplitGraph);
         }
-        // SAFETY: a live graph; the shim checks the range and returns null when it is not within the graph.
-        let view = unsafe { sys::qvac_graph_view(plan.graph.raw(), start as i32, end as i32) };
-        let view = NonNull::new(view).ok_or(Error::Graph { expected: "nodes in that range" })?;
-        let result = self.run(view.as_ptr());
-        // SAFETY: made above, and nothing refers to it any more.
-        unsafe { sys::qvac_graph_view_free(view.as_ptr()) };
-        result
+        let view = plan.part(start, end)?;
+        self.run(view)
     }
 
     fn run(&self, graph: *mut sys::ggml_cgraph) -> Result<()> {
-        // SAFETY: a live graph whose tensors have memory that this backend can use.
-        self.checked(|err, size| unsafe { sys::qvac_graph_compute(self.backend.raw(), graph, err, size) })
+        self.backend.submits()?;
+        // SAFETY: a live graph whose tensors have memory that this backend can use. Graph, tensors and memory stay until
+        // it is computed: what frees them waits.
+        self.checked(|err, size| unsafe {
+            sys::qvac_graph_compute_async(self.backend.raw(), graph, err, size)
+        })
     }
 
     fn checked(&self, f: impl FnOnce(*mut std::ffi::c_char, usize) -> sys::qvac_status) -> Result<()> {
@@ -151,7 +158,7 @@ impl Arena<'_> {
         self.exec.check(graph)?;
         let reserved = self.exec.checked(|err, size| {
             // SAFETY: a live allocator and a live graph.
-            unsafe { sys::qvac_gallocr_reserve(self.allocator.0.as_ptr(), graph.raw(), err, size) }
+            unsafe { sys::qvac_gallocr_reserve(self.allocator.ptr.as_ptr(), graph.raw(), err, size) }
         });
         match reserved {
             Err(Error::OutOfDeviceMemory { what, .. }) => {
@@ -167,7 +174,7 @@ impl Arena<'_> {
         // SAFETY: a live allocator of one buffer, whose size is written, and a live graph.
         unsafe {
             sys::ggml_gallocr_reserve_n_size(
-                self.allocator.0.as_ptr(),
+                self.allocator.ptr.as_ptr(),
                 graph.raw(),
                 std::ptr::null(),
                 std::ptr::null(),
@@ -190,13 +197,13 @@ impl Arena<'_> {
                 self.exec.checked(|err, size| {
                     // SAFETY: a live allocator, and a graph for which its buffer is large enough.
                     unsafe {
-                        sys::qvac_gallocr_alloc_graph(self.allocator.0.as_ptr(), graph.raw(), err, size)
+                        sys::qvac_gallocr_alloc_graph(self.allocator.ptr.as_ptr(), graph.raw(), err, size)
                     }
                 })?;
                 Memory::Arena(self.allocator.clone())
             }
         };
-        Ok(Plan { graph, memory })
+        Ok(Plan { parts: RefCell::default(), graph, memory })
     }
 
     fn schedule(&self, graph: &Graph, cpu: &Backend) -> Result<Scheduler> {
@@ -232,8 +239,39 @@ impl Arena<'_> {
 
 /// A graph whose tensors have their places.
 pub struct Plan {
+    /// Ranges of nodes that were computed by themselves; kept, because a backend may look at a graph until it is done.
+    parts: RefCell<Vec<Part>>,
     graph: Graph,
     memory: Memory,
+}
+
+impl Plan {
+    /// The nodes `[start, end)` as a graph that lives as long as the plan.
+    fn part(&self, start: usize, end: usize) -> Result<*mut sys::ggml_cgraph> {
+        let mut parts = self.parts.borrow_mut();
+        if let Some(part) = parts.iter().find(|p| p.range == (start, end)) {
+            return Ok(part.ptr.as_ptr());
+        }
+        // SAFETY: a live graph; the shim checks the range and returns null when it is not within the graph.
+        let ptr = unsafe { sys::qvac_graph_view(self.graph.raw(), start as i32, end as i32) };
+        let ptr = NonNull::new(ptr).ok_or(Error::Graph { expected: "nodes in that range" })?;
+        parts.push(Part { range: (start, end), ptr });
+        Ok(ptr.as_ptr())
+    }
+}
+
+struct Part {
+    range: (usize, usize),
+    ptr: NonNull<sys::ggml_cgraph>,
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        // A device that fails is told of where its results are read.
+        let _ = settle(None);
+        // SAFETY: made by `qvac_graph_view`, freed once, before its graph, when nothing computes it any more.
+        unsafe { sys::qvac_graph_view_free(self.ptr.as_ptr()) }
+    }
 }
 
 enum Memory {
@@ -242,12 +280,17 @@ enum Memory {
     Scheduler(Scheduler),
 }
 
-struct Allocator(NonNull<sys::ggml_gallocr>);
+struct Allocator {
+    ptr: NonNull<sys::ggml_gallocr>,
+    _backend: Backend,
+}
 
 impl Drop for Allocator {
     fn drop(&mut self) {
+        // A device that fails is told of where its results are read.
+        let _ = settle(None);
         // SAFETY: made by `qvac_gallocr_new`, freed once, after the last plan that lies in it.
-        unsafe { sys::ggml_gallocr_free(self.0.as_ptr()) }
+        unsafe { sys::ggml_gallocr_free(self.ptr.as_ptr()) }
     }
 }
 

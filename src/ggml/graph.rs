@@ -25,6 +25,24 @@ impl Graph {
         Ok(Self { ptr: NonNull::new(ptr).ok_or(Error::ContextFull)?, ctx: ctx.clone(), size })
     }
 
+    /// The operations of `ctx` that `targets` need, in the order in which they were made: who builds a graph also says
+    /// which independent operations stand together, for a device to run them side by side.
+    pub fn in_order(ctx: &Context, targets: &[Tensor]) -> Result<Self> {
+        let reach = Reach::from(targets);
+        let graph = Self::new(ctx, reach.len(), false)?;
+        // SAFETY: walks the live tensors of a live context.
+        let mut next = unsafe { sys::ggml_get_first_tensor(ctx.raw()) };
+        while !next.is_null() {
+            if reach.0.contains(&next) {
+                // SAFETY: the tensor is live, and the graph has room for all that is reached.
+                unsafe { sys::ggml_build_forward_expand(graph.raw(), next) };
+            }
+            // SAFETY: as above.
+            next = unsafe { sys::ggml_get_next_tensor(ctx.raw(), next) };
+        }
+        Ok(graph)
+    }
+
     pub(super) fn raw(&self) -> *mut sys::ggml_cgraph {
         self.ptr.as_ptr()
     }

@@ -15,6 +15,7 @@ mod host;
 mod ops;
 mod ops_fused;
 mod ops_train;
+mod stream;
 mod tensor;
 
 use std::sync::Once;

@@ -32,6 +32,23 @@ pub struct Rope {
     pub beta_slow: f32,
 }
 
+/// `ggml_rope_ext` or its backward.
+type RopeFn = unsafe extern "C" fn(
+    *mut sys::ggml_context,
+    *mut sys::ggml_tensor,
+    *mut sys::ggml_tensor,
+    *mut sys::ggml_tensor,
+    i32,
+    i32,
+    i32,
+    f32,
+    f32,
+    f32,
+    f32,
+    f32,
+    f32,
+) -> *mut sys::ggml_tensor;
+
 /// Whether `b` repeats evenly into `a`.
 pub(super) fn can_repeat(b: &Tensor, a: &Tensor) -> bool {
     a.ne().iter().zip(b.ne()).all(|(&a, b)| a % b == 0)
@@ -141,6 +158,28 @@ impl Context {
         freq_factors: Option<&Tensor>,
         rope: &Rope,
     ) -> Result<Tensor> {
+        self.rope_with(sys::ggml_rope_ext, a, pos, freq_factors, rope)
+    }
+
+    /// The rotation the other way round, which is [`Self::rope_ext`]'s gradient.
+    pub fn rope_ext_back(
+        &self,
+        a: &Tensor,
+        pos: &Tensor,
+        freq_factors: Option<&Tensor>,
+        rope: &Rope,
+    ) -> Result<Tensor> {
+        self.rope_with(sys::ggml_rope_ext_back, a, pos, freq_factors, rope)
+    }
+
+    fn rope_with(
+        &self,
+        op: RopeFn,
+        a: &Tensor,
+        pos: &Tensor,
+        freq_factors: Option<&Tensor>,
+        rope: &Rope,
+    ) -> Result<Tensor> {
         expect(a.ne()[2] == pos.ne()[0] && a.ne()[3] == 1, a, "rope_ext", || {
             format!("[n_embd_head, n_head, {}]", pos.ne()[0])
         })?;
@@ -165,7 +204,7 @@ impl Context {
         let args: Vec<&Tensor> = [a, pos].into_iter().chain(freq_factors).collect();
         // SAFETY: shapes and types were checked; a null pointer stands for no factors.
         self.op(1, &args, |c| unsafe {
-            sys::ggml_rope_ext(
+            op(
                 c,
                 a.raw(),
                 pos.raw(),
@@ -181,6 +220,13 @@ impl Context {
                 rope.beta_slow,
             )
         })
+    }
+
+    /// `a` followed by `b` along the first dimension.
+    pub fn concat_rows(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        expect(a.ne()[1..] == b.ne()[1..] && a.dtype() == b.dtype(), b, "concat", || a.describe())?;
+        // SAFETY: the shapes and types were checked.
+        self.op(1, &[a, b], |c| unsafe { sys::ggml_concat(c, a.raw(), b.raw(), 0) })
     }
 
     /// `softmax(a * scale + mask)` along the first dimension; mask f32 or f16 of `a`'s first two dimensions at

@@ -4,6 +4,7 @@ use std::ptr::NonNull;
 
 use llama_sys as sys;
 
+use super::stream::settle;
 use super::{ffi, Context, Dtype, Error, Result};
 
 /// A type whose values can be copied to and from a tensor byte for byte.
@@ -192,6 +193,14 @@ impl Tensor {
         self.copied("zero", |err, size| unsafe { sys::qvac_tensor_memset(self.raw(), 0, 0, n, err, size) })
     }
 
+    /// The buffer that holds the data, if there is one.
+    fn buffer(&self) -> Option<NonNull<sys::ggml_backend_buffer>> {
+        let t = self.get();
+        // SAFETY: the tensor that a view looks at is kept alive by the context.
+        let viewed = unsafe { t.view_src.as_ref() };
+        NonNull::new(viewed.map_or(t.buffer, |v| v.buffer))
+    }
+
     fn check_copy<T: Element>(&self, op: &'static str, len: usize) -> Result<()> {
         let fits = self.dtype() == T::DTYPE && self.is_contiguous() && self.n_elements() == len;
         if !fits {
@@ -216,12 +225,23 @@ impl Tensor {
         Ok(())
     }
 
+    /// The only way for the host to this tensor's data: waits for what its device was given, then calls.
     fn copied(
         &self,
         op: &'static str,
         call: impl FnOnce(*mut std::ffi::c_char, usize) -> sys::qvac_status,
     ) -> Result<()> {
+        settle(self.buffer())?;
         ffi::status(call).map_err(|f| Error::Copy { tensor: self.name(), op, reason: f.reason })
+    }
+
+    /// The tensor whose memory it is: itself, unless it is a view.
+    pub fn base(&self) -> Self {
+        match NonNull::new(self.get().view_src) {
+            // SAFETY: a view's context keeps alive what it views.
+            Some(base) => unsafe { Self::from_raw(base.as_ptr(), &self.ctx) },
+            None => self.clone(),
+        }
     }
 
     /// Puts a tensor that has no data over `flat`'s data, `offset` bytes from its start. The two share the memory.

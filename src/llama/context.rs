@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use llama_sys as sys;
 
 use super::ffi::guarded;
-use super::{physical_cores, Batch, Error, LoraAdapter, Model, Pos, Result, Token, Vocab};
+use super::{default_threads, Batch, Error, LoraAdapter, Model, Pos, Result, Token, Vocab};
 
 /// Whether attention is computed by the fused kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,7 +125,7 @@ impl Context {
             expected: "below 2^32 over all sequences",
             found: n_ctx_seq,
         })?;
-        let n_threads = params.n_threads.map_or_else(physical_cores, NonZeroU32::get);
+        let n_threads = params.n_threads.map_or_else(|| default_threads(model.device()), NonZeroU32::get);
         let n_threads = i32::try_from(n_threads).unwrap_or(i32::MAX).min(sys::GGML_MAX_N_THREADS as i32);
         let kv_type = match params.kv_type {
             KvType::F32 => sys::GGML_TYPE_F32,

@@ -13,6 +13,8 @@ pub struct DeviceFacts {
     pub backend: String,
     /// PCI address, where there is one.
     pub device_id: Option<String>,
+    /// The driver's name and version, where the backend knows them.
+    pub driver: Option<String>,
     /// Computes while the host goes on.
     pub r#async: bool,
     /// Has pinned host memory.
@@ -36,6 +38,7 @@ impl DeviceFacts {
             Self {
                 backend: text(sys::ggml_backend_reg_name(reg)).unwrap_or_default(),
                 device_id: text(props.device_id),
+                driver: text(sys::ggml_backend_dev_driver(raw)),
                 r#async: props.caps.async_,
                 host_buffer: props.caps.host_buffer,
                 buffer_from_host_ptr: props.caps.buffer_from_host_ptr,

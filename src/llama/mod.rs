@@ -26,7 +26,7 @@ pub use error::{Error, Result};
 pub use generate::{generate, Generated, Stop};
 pub use model::{Model, ModelParams};
 pub use sampler::{Sampler, SamplerParams};
-pub use threads::physical_cores;
+pub use threads::{default_threads, physical_cores};
 pub use vocab::Vocab;
 
 /// Number of a token in its vocabulary.

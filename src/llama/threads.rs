@@ -14,6 +14,16 @@ pub fn physical_cores() -> u32 {
     }
 }
 
+/// Threads of the CPU for a model whose layers are on `device`. On a GPU the CPU only looks tokens up in the embedding, and
+/// more threads than a few would wait for each other longer than that takes.
+pub fn default_threads(device: &str) -> u32 {
+    const BESIDE_A_GPU: u32 = 4;
+    match device.eq_ignore_ascii_case("cpu") {
+        true => physical_cores(),
+        false => physical_cores().min(BESIDE_A_GPU),
+    }
+}
+
 /// Cores as Linux describes them: the distinct sets of hardware threads that share one.
 fn count_cores(cpus: &Path) -> Option<u32> {
     let cores: BTreeSet<String> = fs::read_dir(cpus)
@@ -39,5 +49,7 @@ mod tests {
         assert_eq!(count_cores(dir.path()), Some(2));
         assert_eq!(count_cores(&dir.path().join("none")), None);
         assert!(physical_cores() >= 1);
+        assert_eq!(default_threads("cpu"), physical_cores());
+        assert!((1..=4).contains(&default_threads("vulkan0")));
     }
 }

@@ -1,14 +1,16 @@
-//! One transformer block, and the head, as graphs.
+//! One transformer block, forward and backward, and the head, as graphs.
 //!
-//! The only place that knows what a block computes. Follows upstream's `models/llama.cpp` and `models/bitnet.cpp`;
-//! `tests/parity.rs` compares the result with libllama's.
+//! The only place that knows what a block computes; its linear layers and their adapters are in `linear.rs`. The forward
+//! follows upstream's `models/llama.cpp` and `models/bitnet.cpp` (`tests/parity.rs` compares it with libllama's), the
+//! backward is written out: ggml's own would be some 150 small operations where these are 40 (docs/kernels.md).
 
 use crate::ggml::{Context, Rope, Tensor};
 
 use super::error::Result;
 use super::hparams::Hparams;
+use super::linear::Saved;
 use super::lora::Lora;
-use super::spec::{Architecture, Target};
+use super::spec::Architecture;
 use super::weights::Weights;
 
 /// What stays the same while a network is built.
@@ -17,40 +19,160 @@ pub struct Net<'a> {
     pub hp: &'a Hparams,
     pub weights: &'a Weights,
     pub lora: Option<&'a Lora>,
+    /// 8-bit integers that a gradient is cut into before a ternary weight multiplies it: 2, or 1 for speed.
+    pub backward_limbs: i64,
 }
 
-/// Where the tokens of a micro-batch stand: `n_rows` rows of `seq_len` tokens.
+/// Where the tokens of a micro-batch stand.
 pub struct Place<'a> {
-    /// i32 `[n_tokens]`
+    /// i32 `[n_tokens]`: the position within its sample.
     pub pos: &'a Tensor,
-    /// f32 `[seq_len, seq_len, 1, n_rows]`: 0 where a token may look, minus infinity elsewhere.
-    pub mask: &'a Tensor,
+    /// i32 `[2, n_tokens]`: the first and the last token of the sample that a token belongs to.
+    pub segments: &'a Tensor,
+}
+
+/// The groups of [`super::Target::GROUPS`].
+const QKV: usize = 0;
+const ATTN_OUTPUT: usize = 1;
+const GATE_UP: usize = 2;
+const FFN_DOWN: usize = 3;
+
+/// A block's forward: its result, and what its backward needs.
+pub struct Forward {
+    /// `[n_embd, n_tokens]`
+    pub y: Tensor,
+    x: Tensor,
+    qkv: Saved,
+    /// `[n_embd_head, n_head, n_tokens]`, rotated.
+    q: Tensor,
+    /// `[n_embd_head, n_head_kv, n_tokens]`, rotated.
+    k: Tensor,
+    /// `[n_embd_head, n_head_kv, n_tokens]`
+    v: Tensor,
+    /// What `attention` gave: output and log-sum-exp.
+    attention: Tensor,
+    /// The output, `[n_embd_head * n_head, n_tokens]`.
+    attn: Tensor,
+    attn_output: Saved,
+    /// `[n_embd, n_tokens]`
+    ffn_inp: Tensor,
+    gate_up: Saved,
+    /// `[n_ff, n_tokens]` each.
+    gate: Tensor,
+    up: Tensor,
+    /// `silu(gate) * up`
+    act: Tensor,
+    ffn_down: Saved,
 }
 
 impl Net<'_> {
-    /// Block `il` of `x` `[n_embd, n_tokens]` → `[n_embd, n_tokens]`.
-    pub fn block(&self, ctx: &Context, il: usize, x: &Tensor, place: &Place) -> Result<Tensor> {
+    /// Block `il` of `x` `[n_embd, n_tokens]`.
+    pub fn block(&self, ctx: &Context, il: usize, x: &Tensor, place: &Place) -> Result<Forward> {
         let layer = &self.weights.layers[il];
+        let [_, n_tokens, ..] = x.ne();
+        let (n_head, n_head_kv) = (self.hp.n_head as i64, self.hp.n_head_kv as i64);
+        let n_embd_head = self.hp.n_embd_head as i64;
+        let heads = |t: &Tensor, n: i64| ctx.reshape(t, &[n_embd_head, n, n_tokens]); // [n_embd_head, n, n_tokens]
+        let factors = self.weights.rope_freqs.as_ref();
+
         let cur = self.norm(ctx, x, &layer.attn_norm)?; // [n_embd, n_tokens]
-        let mut cur = self.attention(ctx, il, &cur, place)?; // [n_embd_head * n_head, n_tokens]
-        if let Some(w) = &layer.attn_sub_norm {
-            cur = self.norm(ctx, &cur, w)?; // [n_embd_head * n_head, n_tokens]
-        }
-        let cur = self.linear(ctx, il, Target::AttnOutput, &cur)?; // [n_embd, n_tokens]
-        let ffn_inp = ctx.add(&cur, x)?; // [n_embd, n_tokens]
+        let (ys, qkv) = self.linears(ctx, il, QKV, &cur, None)?;
+        let q = ctx.rope_ext(&heads(&ys[0], n_head)?, place.pos, factors, &self.rope())?; // [n_embd_head, n_head, n_tokens]
+        let k = ctx.rope_ext(&heads(&ys[1], n_head_kv)?, place.pos, factors, &self.rope())?; // [n_embd_head, n_head_kv, n_tokens]
+        let v = heads(&ys[2], n_head_kv)?; // [n_embd_head, n_head_kv, n_tokens]
+        let attention = ctx.attention(&q, &k, &v, place.segments, self.attention_scale())?;
+        let attn = ctx.view(&attention, &[n_embd_head * n_head, n_tokens], 0)?; // [n_embd_head * n_head, n_tokens]
+        let cur = self.norm_if(ctx, &attn, layer.attn_sub_norm.as_ref())?; // as attn
+        let (mut ys, attn_output) = self.linears(ctx, il, ATTN_OUTPUT, &cur, Some(x))?;
+        let ffn_inp = ys.remove(0); // [n_embd, n_tokens]
 
         let cur = self.norm(ctx, &ffn_inp, &layer.ffn_norm)?; // [n_embd, n_tokens]
-        let gate = self.linear(ctx, il, Target::FfnGate, &cur)?; // [n_ff, n_tokens]
-        let up = self.linear(ctx, il, Target::FfnUp, &cur)?; // [n_ff, n_tokens]
-        let mut cur = ctx.swiglu_split(&gate, &up)?; // [n_ff, n_tokens]
-        if let Some(w) = &layer.ffn_sub_norm {
-            cur = self.norm(ctx, &cur, w)?; // [n_ff, n_tokens]
-        }
-        let cur = self.linear(ctx, il, Target::FfnDown, &cur)?; // [n_embd, n_tokens]
-        Ok(ctx.add(&cur, &ffn_inp)?) // [n_embd, n_tokens]
+        let (ys, gate_up) = self.linears(ctx, il, GATE_UP, &cur, None)?;
+        let [gate, up] = [ys[0].clone(), ys[1].clone()]; // [n_ff, n_tokens]
+        let act = ctx.swiglu_split(&gate, &up)?; // [n_ff, n_tokens]
+        let cur = self.norm_if(ctx, &act, layer.ffn_sub_norm.as_ref())?; // [n_ff, n_tokens]
+        let (mut ys, ffn_down) = self.linears(ctx, il, FFN_DOWN, &cur, Some(&ffn_inp))?;
+        let y = ys.remove(0); // [n_embd, n_tokens]
+        let x = x.clone();
+        Ok(Forward {
+            y,
+            x,
+            qkv,
+            q,
+            k,
+            v,
+            attention,
+            attn,
+            attn_output,
+            ffn_inp,
+            gate_up,
+            gate,
+            up,
+            act,
+            ffn_down,
+        })
     }
 
-    /// Logits of the hidden states `x` `[n_embd, m]` → `[n_vocab, m]`, and the normalised states they come from.
+    /// The gradient in the input of block `il` (if `needs_dx`), from the one of its result, `dy` `[n_embd, n_tokens]`; and
+    /// what adds to the gradients of its adapters.
+    pub fn block_back(
+        &self,
+        ctx: &Context,
+        il: usize,
+        forward: &Forward,
+        dy: &Tensor,
+        place: &Place,
+        needs_dx: bool,
+    ) -> Result<(Option<Tensor>, Vec<Tensor>)> {
+        let layer = &self.weights.layers[il];
+        let f = forward;
+        let [_, n_tokens, ..] = f.x.ne();
+        let (n_head, n_head_kv) = (self.hp.n_head as i64, self.hp.n_head_kv as i64);
+        let n_embd_head = self.hp.n_embd_head as i64;
+        let (n_q, n_kv) = (n_embd_head * n_head, n_embd_head * n_head_kv);
+        let n_ff = f.act.ne()[0];
+        let eps = self.hp.rms_eps;
+        let mut gradients = Vec::new();
+        let mut back =
+            |saved, dys: &[&Tensor], needs_dx| self.linears_back(ctx, saved, dys, needs_dx, &mut gradients);
+        let needed = |d: Option<Tensor>| d.expect("asked for");
+
+        let dact = needed(back(&f.ffn_down, &[dy], true)?); // [n_ff, n_tokens]
+        let dact = match &layer.ffn_sub_norm {
+            Some(w) => ctx.rms_norm_mul_back(&dact, &f.act, w, None, eps)?, // [n_ff, n_tokens]
+            None => dact,
+        };
+        let both = ctx.swiglu_back(&dact, &f.gate, &f.up)?; // [n_ff, n_tokens, 2]
+        let dgate = ctx.view(&both, &[n_ff, n_tokens], 0)?; // [n_ff, n_tokens]
+        let dup = ctx.view(&both, &[n_ff, n_tokens], (n_ff * n_tokens) as usize)?; // [n_ff, n_tokens]
+        let dcur = needed(back(&f.gate_up, &[&dgate, &dup], true)?); // [n_embd, n_tokens]
+        let dffn_inp = ctx.rms_norm_mul_back(&dcur, &f.ffn_inp, &layer.ffn_norm, Some(dy), eps)?; // [n_embd, n_tokens]
+
+        let dattn = needed(back(&f.attn_output, &[&dffn_inp], true)?); // [n_q, n_tokens]
+        let dattn = match &layer.attn_sub_norm {
+            Some(w) => ctx.rms_norm_mul_back(&dattn, &f.attn, w, None, eps)?, // [n_q, n_tokens]
+            None => dattn,
+        };
+        let dattn = ctx.reshape(&dattn, &[n_embd_head, n_head, n_tokens])?; // [n_embd_head, n_head, n_tokens]
+        let scale = self.attention_scale();
+        let dqkv = ctx.attention_back(&f.q, &f.k, &f.v, place.segments, &f.attention, &dattn, scale)?;
+        // [n_embd_head, n_heads, n_tokens], from element `at` on
+        let part = |n_heads, at: i64| ctx.view(&dqkv, &[n_embd_head, n_heads, n_tokens], at as usize);
+        let factors = self.weights.rope_freqs.as_ref();
+        let dq = ctx.rope_ext_back(&part(n_head, 0)?, place.pos, factors, &self.rope())?; // [n_embd_head, n_head, n_tokens]
+        let dk = ctx.rope_ext_back(&part(n_head_kv, n_q * n_tokens)?, place.pos, factors, &self.rope())?; // [n_embd_head, n_head_kv, n_tokens]
+        let dq = ctx.reshape(&dq, &[n_q, n_tokens])?; // [n_q, n_tokens]
+        let dk = ctx.reshape(&dk, &[n_kv, n_tokens])?; // [n_kv, n_tokens]
+        let dv = ctx.view(&dqkv, &[n_kv, n_tokens], ((n_q + n_kv) * n_tokens) as usize)?; // [n_kv, n_tokens]
+        let dcur = back(&f.qkv, &[&dq, &dk, &dv], needs_dx)?; // [n_embd, n_tokens]
+        let dx = match dcur {
+            Some(d) => Some(ctx.rms_norm_mul_back(&d, &f.x, &layer.attn_norm, Some(&dffn_inp), eps)?), // [n_embd, n_tokens]
+            None => None,
+        };
+        Ok((dx, gradients))
+    }
+
+    /// Logits of the hidden states `x` `[n_embd, m]` → `[n_vocab, m]`.
     pub fn head(&self, ctx: &Context, x: &Tensor) -> Result<Tensor> {
         let cur = self.norm(ctx, x, &self.weights.output_norm)?; // [n_embd, m]
         Ok(ctx.mul_mat(&self.weights.output, &cur)?) // [n_vocab, m]
@@ -60,8 +182,8 @@ impl Net<'_> {
     pub fn head_back(&self, ctx: &Context, dlogits: &Tensor, x: &Tensor) -> Result<Tensor> {
         let dy = ctx.transpose(dlogits)?; // [m, n_vocab]
         let dcur = ctx.out_prod(&self.weights.output, &dy)?; // [n_embd, m]
-        let dcur = ctx.mul(&dcur, &self.weights.output_norm)?; // [n_embd, m]
-        Ok(ctx.rms_norm_back(&dcur, x, self.hp.rms_eps)?) // [n_embd, m]
+        Ok(ctx.rms_norm_mul_back(&dcur, x, &self.weights.output_norm, None, self.hp.rms_eps)?)
+        // [n_embd, m]
     }
 
     fn norm(&self, ctx: &Context, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
@@ -69,68 +191,12 @@ impl Net<'_> {
         Ok(ctx.mul(&cur, weight)?) // as x
     }
 
-    /// `W x`, with the layer's scale, adapter and bias. x `[n_in, n_tokens]` → `[n_out, n_tokens]`.
-    fn linear(&self, ctx: &Context, il: usize, target: Target, x: &Tensor) -> Result<Tensor> {
-        let linear = self.weights.layers[il].linear(target);
-        let mut y = ctx.mul_mat(&linear.weight, x)?.named(&format!("{}-{il}", target.name())); // [n_out, n_tokens]
-        let late = self.arch.scale_covers_adapter(target);
-        if let Some(scale) = linear.scale.as_ref().filter(|_| !late) {
-            y = ctx.mul(&y, scale)?; // [n_out, n_tokens]
-        }
-        if let Some((lora, pair)) = self.lora.and_then(|l| Some((l, l.pair(il, target)?))) {
-            let ax = ctx.mul_mat(&pair.a, x)?; // [rank, n_tokens]
-            let ax = ctx.scale(&ax, lora.scale())?; // [rank, n_tokens]
-            let bax = ctx.mul_mat(&pair.b, &ax)?; // [n_out, n_tokens]
-            y = ctx.add(&y, &bax)?; // [n_out, n_tokens]
-        }
-        let biased = |y: Tensor| match &linear.bias {
-            Some(bias) => ctx.add(&y, bias),
-            None => Ok(y),
-        };
-        // A scale that covers the adapter covers the bias too.
-        match linear.scale.as_ref().filter(|_| late) {
-            Some(scale) => y = ctx.mul(&biased(y)?, scale)?, // [n_out, n_tokens]
-            None => y = biased(y)?,                          // [n_out, n_tokens]
-        }
-        Ok(y)
+    fn norm_if(&self, ctx: &Context, x: &Tensor, weight: Option<&Tensor>) -> Result<Tensor> {
+        weight.map_or_else(|| Ok(x.clone()), |w| self.norm(ctx, x, w))
     }
 
-    /// Causal attention within each sample of each row. x `[n_embd, n_tokens]` → `[n_embd_head * n_head, n_tokens]`.
-    ///
-    /// Rows are folded into the head dimension, so that one batched product serves all rows: query head `h` of row
-    /// `r` is batch `h + n_head * r`, its key head is batch `(h + n_head * r) / (n_head / n_head_kv)`.
-    fn attention(&self, ctx: &Context, il: usize, x: &Tensor, place: &Place) -> Result<Tensor> {
-        let [seq_len, _, _, n_rows] = place.mask.ne();
-        let n_tokens = seq_len * n_rows;
-        let n_embd_head = self.hp.n_embd_head as i64;
-        let (n_head, n_head_kv) = (self.hp.n_head as i64, self.hp.n_head_kv as i64);
-        let rope = self.rope();
-        // [n, n_tokens] → [n_embd_head, seq_len, n_heads, n_rows]
-        let heads = |cur: &Tensor, n_heads: i64, rotate: bool, axes: [i32; 4]| -> Result<Tensor> {
-            let mut cur = ctx.reshape(cur, &[n_embd_head, n_heads, n_tokens])?;
-            if rotate {
-                cur = ctx.rope_ext(&cur, place.pos, self.weights.rope_freqs.as_ref(), &rope)?;
-            }
-            let cur = ctx.reshape(&cur, &[n_embd_head, n_heads, seq_len, n_rows])?;
-            let cur = ctx.cont(&ctx.permute(&cur, axes)?)?;
-            let [ne0, ne1, ..] = cur.ne();
-            Ok(ctx.reshape(&cur, &[ne0, ne1, n_heads * n_rows])?)
-        };
-        let q = self.linear(ctx, il, Target::AttnQ, x)?; // [n_embd_head * n_head, n_tokens]
-        let k = self.linear(ctx, il, Target::AttnK, x)?; // [n_embd_head * n_head_kv, n_tokens]
-        let v = self.linear(ctx, il, Target::AttnV, x)?; // [n_embd_head * n_head_kv, n_tokens]
-        let q = heads(&q, n_head, true, [0, 2, 1, 3])?; // [n_embd_head, seq_len, n_head * n_rows]
-        let k = heads(&k, n_head_kv, true, [0, 2, 1, 3])?; // [n_embd_head, seq_len, n_head_kv * n_rows]
-        let v = heads(&v, n_head_kv, false, [1, 2, 0, 3])?; // [seq_len, n_embd_head, n_head_kv * n_rows]
-
-        let kq = ctx.mul_mat(&k, &q)?; // [seq_len, seq_len, n_head * n_rows]
-        let kq = ctx.reshape(&kq, &[seq_len, seq_len, n_head, n_rows])?;
-        let kq = ctx.soft_max_ext(&kq, place.mask, 1.0 / (n_embd_head as f32).sqrt())?;
-        let kq = ctx.reshape(&kq, &[seq_len, seq_len, n_head * n_rows])?;
-        let kqv = ctx.mul_mat(&v, &kq)?; // [n_embd_head, seq_len, n_head * n_rows]
-        let kqv = ctx.reshape(&kqv, &[n_embd_head, seq_len, n_head, n_rows])?;
-        let kqv = ctx.cont(&ctx.permute(&kqv, [0, 2, 1, 3])?)?; // [n_embd_head, n_head, seq_len, n_rows]
-        Ok(ctx.reshape(&kqv, &[n_embd_head * n_head, n_tokens])?)
+    fn attention_scale(&self) -> f32 {
+        1.0 / (self.hp.n_embd_head as f32).sqrt()
     }
 
     fn rope(&self) -> Rope {

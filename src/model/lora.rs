@@ -1,8 +1,8 @@
 //! The trainable part: low-rank adapters (LoRA, arXiv:2106.09685) of linear layers, with gradients and moments.
 //!
 //! All parameters lie in one flat f32 buffer, all gradients in another of the same layout, and so do AdamW's two
-//! moments; each matrix is a tensor placed into it. So the optimizer, the gradient norm and a checkpoint are each one
-//! pass over one buffer, whatever the number of layers.
+//! moments. So the optimizer, the gradient norm and a checkpoint are each one pass over one buffer, whatever the number
+//! of layers. The A matrices of layers that read the same activation lie side by side, as one matrix to multiply with.
 
 use rand::Rng;
 use rand::SeedableRng;
@@ -16,7 +16,8 @@ use super::hparams::Hparams;
 use super::spec::Target;
 use super::weights::Weights;
 
-/// Floats that every matrix starts at a multiple of: 256 bytes, the largest offset alignment devices ask for.
+/// Floats that every B, and every group's As, start at a multiple of: 256 bytes, the largest offset alignment devices
+/// ask for.
 const ALIGN: usize = 64;
 
 /// Floats that the flat buffers are a multiple of, so that reductions over them can go by rows.
@@ -42,14 +43,19 @@ impl LoraConfig {
     }
 }
 
-/// The adapter of one linear layer: `y += (alpha / rank) * B (A x)`.
-pub struct Pair {
-    /// `[n_in, rank]`
-    pub a: Tensor,
-    /// `[rank, n_out]`
-    pub b: Tensor,
-    /// Gradients of `a` and `b`, in training.
-    pub grad: Option<(Tensor, Tensor)>,
+/// A trainable matrix.
+pub struct Param {
+    pub value: Tensor,
+    /// Its gradient, in training.
+    pub grad: Option<Tensor>,
+}
+
+/// The adapters of the layers that read one activation ([`Target::GROUPS`]): `y += (alpha / rank) * B (A x)` each.
+pub struct Group {
+    /// The As of all of them, `[n_in, n_adapters * rank]`.
+    pub a: Param,
+    /// The adapted layers, in the order of `a`'s rows, and the B of each, `[rank, n_out]`.
+    pub b: Vec<(Target, Param)>,
 }
 
 /// Where one matrix lies in the flat buffer.
@@ -91,14 +97,16 @@ pub struct Lora {
     pub training: Option<Training>,
     pub slots: Vec<Slot>,
     pub device_bytes: usize,
-    layers: Vec<Vec<Option<Pair>>>,
+    /// By layer and [`Target::GROUPS`].
+    groups: Vec<Vec<Option<Group>>>,
 }
 
 impl Lora {
     /// Lays an adapter out for `weights` and allocates it, all zero; with gradients and moments if `train`.
     pub fn new(config: &LoraConfig, weights: &Weights, backend: &Backend, train: bool) -> Result<Self> {
         let slots = layout(config, weights)?;
-        let n_params = slots.last().map_or(0, |s| s.range().end).next_multiple_of(FLAT_ALIGN) as i64;
+        let n_params =
+            slots.iter().map(|s| s.range().end).max().unwrap_or(0).next_multiple_of(FLAT_ALIGN) as i64;
         let n_flat = if train { 4 } else { 1 };
         let ctx = Context::new(n_flat + slots.len() * 2, 0)?;
         let flat = |name: &str| ctx.new_tensor(name, Dtype::F32, &[n_params]);
@@ -118,23 +126,31 @@ impl Lora {
             t.zero()?;
         }
 
-        let mut layers: Vec<Vec<Option<Pair>>> =
-            weights.layers.iter().map(|_| Target::ALL.iter().map(|_| None).collect()).collect();
-        let place = |slot: &Slot, flat: &Tensor, suffix: &str| -> Result<Tensor> {
-            let tensor = ctx.new_tensor(&format!("{}{suffix}", slot.tensor_name()), Dtype::F32, &slot.ne)?;
-            tensor.place_in(flat, slot.offset * size_of::<f32>())?;
-            Ok(tensor)
-        };
-        for pair in slots.chunks(2) {
-            let (a, b) = (&pair[0], &pair[1]);
-            let grad = match &training {
-                Some(t) => Some((place(a, &t.grad, ".grad")?, place(b, &t.grad, ".grad")?)),
-                None => None,
+        let param = |slot: &Slot, ne: [i64; 2]| -> Result<Param> {
+            let place = |flat: &Tensor, suffix: &str| -> Result<Tensor> {
+                let tensor = ctx.new_tensor(&format!("{}{suffix}", slot.tensor_name()), Dtype::F32, &ne)?;
+                tensor.place_in(flat, slot.offset * size_of::<f32>())?;
+                Ok(tensor)
             };
-            let matrices = Pair { a: place(a, &params, "")?, b: place(b, &params, "")?, grad };
-            layers[a.layer][a.target as usize] = Some(matrices);
-        }
-        Ok(Self { config: config.clone(), params, training, slots, device_bytes, layers })
+            let grad = training.as_ref().map(|t| place(&t.grad, ".grad")).transpose()?;
+            Ok(Param { value: place(&params, "")?, grad })
+        };
+        let groups = (0..weights.layers.len())
+            .map(|il| {
+                let group = |targets: &&[Target]| -> Result<Option<Group>> {
+                    let of = |is_b| {
+                        let slots = slots.iter();
+                        slots.filter(move |s| s.layer == il && s.is_b == is_b && targets.contains(&s.target))
+                    };
+                    let Some(first) = of(false).next() else { return Ok(None) };
+                    let a = param(first, [first.ne[0], of(false).map(|s| s.ne[1]).sum()])?;
+                    let b = of(true).map(|s| Ok((s.target, param(s, s.ne)?))).collect::<Result<_>>()?;
+                    Ok(Some(Group { a, b }))
+                };
+                Target::GROUPS.iter().map(group).collect::<Result<Vec<_>>>()
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self { config: config.clone(), params, training, slots, device_bytes, groups })
     }
 
     /// Fresh parameters: A uniform in `±1/sqrt(n_in)` (PEFT's Kaiming initialisation), B zero.
@@ -183,9 +199,9 @@ impl Lora {
         })
     }
 
-    /// The adapter of one linear layer, if it has one.
-    pub fn pair(&self, layer: usize, target: Target) -> Option<&Pair> {
-        self.layers[layer][target as usize].as_ref()
+    /// The adapters of a layer's group of [`Target::GROUPS`], if there are any.
+    pub fn group(&self, layer: usize, group: usize) -> Option<&Group> {
+        self.groups[layer][group].as_ref()
     }
 
     /// What multiplies `B A x`.
@@ -199,25 +215,37 @@ impl Lora {
     }
 }
 
+/// A and B of each adapted layer, in the order of the block; where they lie is by group: all As, then the Bs.
 fn layout(config: &LoraConfig, weights: &Weights) -> Result<Vec<Slot>> {
     let rank = config.rank as i64;
     let mut slots = Vec::new();
-    let mut offset = 0;
+    let mut end = 0;
     for (layer, w) in weights.layers.iter().enumerate() {
-        for target in Target::ALL.into_iter().filter(|t| config.targets.contains(t)) {
-            let [n_in, n_out, ..] = w.linear(target).weight.ne();
-            if rank < 1 || rank > n_in.min(n_out) {
-                return Err(Error::Rank {
-                    rank: config.rank,
-                    tensor: target.tensor_name(layer),
-                    n_in,
-                    n_out,
-                });
+        for group in Target::GROUPS {
+            let shape = |target: Target| -> Result<[i64; 2]> {
+                let [n_in, n_out, ..] = w.linear(target).weight.ne();
+                match rank >= 1 && rank <= n_in.min(n_out) {
+                    true => Ok([n_in, n_out]),
+                    false => {
+                        Err(Error::Rank { rank: config.rank, tensor: target.tensor_name(layer), n_in, n_out })
+                    }
+                }
+            };
+            let first = slots.len();
+            for &target in group.iter().filter(|t| config.targets.contains(t)) {
+                let [n_in, n_out] = shape(target)?;
+                let slot = |is_b, ne| Slot { layer, target, is_b, ne, offset: 0 };
+                slots.extend([slot(false, [n_in, rank]), slot(true, [rank, n_out])]);
             }
-            for (is_b, ne) in [(false, [n_in, rank]), (true, [rank, n_out])] {
-                let slot = Slot { layer, target, is_b, ne, offset };
-                offset = slot.range().end.next_multiple_of(ALIGN);
-                slots.push(slot);
+            for is_b in [false, true] {
+                for slot in slots[first..].iter_mut().filter(|s| s.is_b == is_b) {
+                    slot.offset = end;
+                    end = slot.range().end;
+                    if is_b {
+                        end = end.next_multiple_of(ALIGN);
+                    }
+                }
+                end = end.next_multiple_of(ALIGN);
             }
         }
     }

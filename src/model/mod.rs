@@ -7,6 +7,7 @@ mod arch;
 mod block;
 mod error;
 pub mod hparams;
+mod linear;
 mod lora;
 mod spec;
 pub mod survey;
@@ -16,10 +17,10 @@ use crate::ggml::{Backend, GgufFile};
 
 pub use adapter::AdapterFile;
 pub use arch::ARCHITECTURES;
-pub use block::{Net, Place};
+pub use block::{Forward, Net, Place};
 pub use error::{Error, Result};
 pub use hparams::Hparams;
-pub use lora::{Lora, LoraConfig, Pair, Slot, FLAT_ALIGN};
+pub use lora::{Group, Lora, LoraConfig, Param, Slot, FLAT_ALIGN};
 pub use spec::{Architecture, BlockSpec, Target};
 pub use weights::{Layer, Linear, Weights, WEIGHT_TYPES};
 

@@ -52,6 +52,14 @@ impl Target {
     pub const ALL: [Self; 7] =
         [Self::AttnQ, Self::AttnK, Self::AttnV, Self::AttnOutput, Self::FfnGate, Self::FfnUp, Self::FfnDown];
 
+    /// The layers by the activation that they read, in the order of the block.
+    pub const GROUPS: [&'static [Self]; 4] = [
+        &[Self::AttnQ, Self::AttnK, Self::AttnV],
+        &[Self::AttnOutput],
+        &[Self::FfnGate, Self::FfnUp],
+        &[Self::FfnDown],
+    ];
+
     /// The name in GGUF tensor names: `blk.0.<name>.weight`.
     pub const fn name(self) -> &'static str {
         match self {

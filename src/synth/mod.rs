@@ -86,6 +86,11 @@ impl Config {
         }
     }
 
+    /// `general.name` of the file.
+    pub fn name(&self) -> String {
+        format!("synthetic {} ({}, seed {})", self.shape.name, self.dtype, self.seed)
+    }
+
     fn check(&self) -> Result<()> {
         if !TYPES.contains(&self.dtype) {
             let known = TYPES.map(Dtype::name).join(", ");
@@ -173,11 +178,11 @@ fn file_type(dtype: Dtype) -> u32 {
 }
 
 fn metadata(config: &Config, w: &mut GgufWriter) {
-    let Shape { name, n_embd, n_layer, n_head, n_ff, n_vocab } = config.shape;
+    let Shape { n_embd, n_layer, n_head, n_ff, n_vocab, .. } = config.shape;
     let arch = config.family.architecture();
     w.set("general.architecture", arch)
         .set("general.type", "model")
-        .set("general.name", format!("synthetic {name} ({}, seed {})", config.dtype, config.seed))
+        .set("general.name", config.name())
         .set("general.quantization_version", 2u32)
         .set("general.file_type", file_type(config.dtype));
     let mut set = |key: &str, value: Value| {

@@ -35,6 +35,8 @@ pub struct RunConfig {
     pub targets: Vec<String>,
     /// The adapter that training started from.
     pub init_adapter: Option<PathBuf>,
+    /// 8-bit integers that a gradient is cut into before a ternary weight multiplies it.
+    pub backward_limbs: i64,
     pub seq_len: usize,
     /// Tokens per optimizer step; a multiple of `seq_len`.
     pub batch_tokens: usize,
@@ -197,6 +199,7 @@ mod tests {
             targets: vec!["attn_q".into()],
             init_adapter: None,
             seq_len: 512,
+            backward_limbs: 2,
             batch_tokens: 1024,
             pack: PackMode::Pack,
             loss_on: LossOn::Assistant,

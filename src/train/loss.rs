@@ -1,9 +1,10 @@
 //! The head and the loss: cross entropy of the next token, over the rows that count.
 //!
-//! Only hidden states with a target go through the output matrix, in chunks of [`Head::chunk`] rows; each chunk gives
-//! its losses and its gradient before the next starts, so no `[n_vocab, n_tokens]` tensor is ever made. The gradient is
-//! divided by the number of targets of the whole optimizer step, which the caller knows beforehand: how the step is
-//! cut into micro-batches does not change it.
+//! Only hidden states with a target go through the output matrix, in chunks of [`Head::chunk_for`] rows; each chunk gives
+//! its losses and its gradient before the next starts, so no `[n_vocab, n_tokens]` tensor is ever made. Which rows those
+//! are is uploaded once for all chunks, and all losses are read at the end: the device need not wait in between. The
+//! gradient is divided by the number of targets of the whole optimizer step, which the caller knows beforehand: how the
+//! step is cut into micro-batches does not change it.
 
 use crate::ggml::{Context, Dtype, Executor, Graph, Plan, Tensor};
 use crate::model::Net;
@@ -15,22 +16,26 @@ use super::error::Result;
 const LOGITS_BYTES: usize = 64 << 20;
 /// Rows of a chunk at most: a chunk is computed whole, so the last of a micro-batch wastes half of them on average.
 const MOST_ROWS: usize = 256;
+/// Rows that a chunk is a multiple of, for the parts of the inputs to begin where every device can bind them.
+const ROWS: usize = 64;
 
 /// The head of a network over the hidden states of one micro-batch; its graphs are `Graph`s until they are planned.
 pub struct Head<G = Plan> {
-    /// i32 `[chunk]`: rows of the hidden states.
+    /// i32 `[n_chunks * chunk]`: rows of the hidden states.
     ids: Tensor,
-    /// i32 `[chunk]`: class ids, -1 where a chunk is not full.
+    /// i32 `[n_chunks * chunk]`: class ids, -1 where a chunk is not full.
     labels: Tensor,
-    /// f32 `[chunk]`
+    /// f32 `[n_chunks * chunk]`
     losses: Tensor,
     /// f32 `[1]`: one over the targets of the optimizer step.
     grad: Tensor,
     chunk: usize,
     /// The row after the last token: what a chunk that is not full reads and writes.
     spare: i32,
-    pub forward: G,
-    pub backward: Option<G>,
+    /// A graph for each chunk.
+    pub forward: Vec<G>,
+    /// The same with gradients, in training; else none.
+    pub backward: Vec<G>,
     pub device_bytes: usize,
 }
 
@@ -38,7 +43,7 @@ impl Head<Graph> {
     /// Rows per chunk for a vocabulary of `n_vocab` and micro-batches of `n_tokens`.
     pub fn chunk_for(n_vocab: usize, n_tokens: usize) -> usize {
         let fits = LOGITS_BYTES / (n_vocab * size_of::<f32>());
-        (fits / 16 * 16).clamp(16, MOST_ROWS).min(n_tokens.next_multiple_of(16))
+        (fits / ROWS * ROWS).clamp(ROWS, MOST_ROWS).min(n_tokens.next_multiple_of(ROWS))
     }
 
     /// Builds the head's graphs over `hidden` f32 `[n_embd, n_tokens + 1]`; with `dhidden` of the same shape also the
@@ -46,67 +51,87 @@ impl Head<Graph> {
     pub fn new(net: &Net, hidden: &Tensor, dhidden: Option<&Tensor>, exec: &Executor) -> Result<Self> {
         let n_tokens = hidden.ne()[1] - 1;
         let chunk = Self::chunk_for(net.hp.n_vocab, n_tokens as usize);
+        let n_chunks = (n_tokens as usize).div_ceil(chunk);
+        let n_rows = (n_chunks * chunk) as i64;
         let state = Context::new(4, 0)?;
-        let ids = state.new_tensor("head.ids", Dtype::I32, &[chunk as i64])?;
-        let labels = state.new_tensor("head.labels", Dtype::I32, &[chunk as i64])?;
-        let losses = state.new_tensor("head.losses", Dtype::F32, &[chunk as i64])?;
+        let ids = state.new_tensor("head.ids", Dtype::I32, &[n_rows])?;
+        let labels = state.new_tensor("head.labels", Dtype::I32, &[n_rows])?;
+        let losses = state.new_tensor("head.losses", Dtype::F32, &[n_rows])?;
         let grad = state.new_tensor("head.grad", Dtype::F32, &[1])?;
         let device_bytes = exec.backend().alloc(&state, "the head's inputs")?;
 
-        let ctx = Context::new(64, 256)?;
-        let build = |dhidden: Option<&Tensor>| -> Result<Graph> {
-            let mut graph = Graph::new(&ctx, 64, false)?;
+        let build = |i: usize, dhidden: Option<&Tensor>| -> Result<Graph> {
+            let ctx = Context::new(64, 128)?;
+            let part = |of: &Tensor| -> Result<Tensor> {
+                let part = ctx.new_tensor(&format!("{}.{i}", of.name()), of.dtype(), &[chunk as i64])?;
+                part.place_in(of, i * chunk * of.dtype().type_size())?;
+                Ok(part)
+            };
+            let (ids, labels) = (part(&ids)?, part(&labels)?);
             let x = ctx.get_rows(hidden, &ids)?; // [n_embd, chunk]
             let logits = net.head(&ctx, &x)?; // [n_vocab, chunk]
             let nll = ctx.cross_entropy_loss_labels(&logits, &labels, 1.0)?; // [chunk]
-            graph.expand(&ctx.cpy(&nll, &losses)?)?;
+            nll.place_in(&losses, i * chunk * size_of::<f32>())?;
+            let mut targets = vec![nll];
             if let Some(dhidden) = dhidden {
                 let dlogits = ctx.cross_entropy_loss_labels_back(&grad, &logits, &labels, 1.0)?; // [n_vocab, chunk]
                 let dx = net.head_back(&ctx, &dlogits, &x)?; // [n_embd, chunk]
-                graph.expand(&ctx.set_rows(dhidden, &dx, &ids)?)?;
+                targets.push(ctx.set_rows(dhidden, &dx, &ids)?);
             }
-            Ok(graph)
+            Ok(Graph::in_order(&ctx, &targets)?)
         };
-        let forward = build(None)?;
-        let backward = dhidden.map(|d| build(Some(d))).transpose()?;
+        let forward = (0..n_chunks).map(|i| build(i, None)).collect::<Result<_>>()?;
+        let backward = match dhidden {
+            Some(_) => (0..n_chunks).map(|i| build(i, dhidden)).collect::<Result<_>>()?,
+            None => Vec::new(),
+        };
         Ok(Self { ids, labels, losses, grad, chunk, spare: n_tokens as i32, forward, backward, device_bytes })
     }
 
     /// The same head with its graphs planned by `plan`.
     pub fn planned<E>(self, mut plan: impl FnMut(Graph) -> Result<Plan, E>) -> Result<Head, E> {
         let Self { ids, labels, losses, grad, chunk, spare, forward, backward, device_bytes } = self;
-        let (forward, backward) = (plan(forward)?, backward.map(plan).transpose()?);
+        let mut planned = |graphs: Vec<Graph>| graphs.into_iter().map(&mut plan).collect::<Result<_, E>>();
+        let (forward, backward) = (planned(forward)?, planned(backward)?);
         Ok(Head { ids, labels, losses, grad, chunk, spare, forward, backward, device_bytes })
     }
 }
 
 impl Head {
-    /// The loss of every target. Their hidden states have been computed.
-    pub fn losses(&self, exec: &Executor, targets: &[Prediction]) -> Result<Vec<f32>> {
-        self.run(exec, &self.forward, targets)
+    /// Targets that fit at once.
+    pub fn capacity(&self) -> usize {
+        self.losses.n_elements()
     }
 
-    /// As [`Self::losses`]; also writes the gradient of `weight * sum of losses` in the hidden states.
-    pub fn losses_and_grad(&self, exec: &Executor, targets: &[Prediction], weight: f32) -> Result<Vec<f32>> {
-        let backward = self.backward.as_ref().expect("a head built for training has a backward");
-        self.grad.upload(&[weight])?;
-        self.run(exec, backward, targets)
-    }
-
-    fn run(&self, exec: &Executor, plan: &Plan, targets: &[Prediction]) -> Result<Vec<f32>> {
-        let mut losses = Vec::with_capacity(targets.len());
-        for chunk in targets.chunks(self.chunk) {
-            let mut ids = vec![self.spare; self.chunk];
-            let mut labels = vec![-1; self.chunk];
-            for (i, target) in chunk.iter().enumerate() {
-                ids[i] = target.at as i32;
-                labels[i] = target.label;
-            }
-            self.ids.upload(&ids)?;
-            self.labels.upload(&labels)?;
-            exec.compute(plan)?;
-            losses.extend_from_slice(&self.losses.download::<f32>()?[..chunk.len()]);
+    /// Says which rows count (at most [`Self::capacity`]) and, for the backward, what their losses weigh. Before anything is computed that the device
+    /// could still be at: the host waits for it.
+    pub fn upload(&self, targets: &[Prediction], weight: f32) -> Result<()> {
+        let n = self.capacity();
+        let mut ids = vec![self.spare; n];
+        let mut labels = vec![-1; n];
+        for (i, target) in targets.iter().enumerate() {
+            ids[i] = target.at as i32;
+            labels[i] = target.label;
         }
+        self.ids.upload(&ids)?;
+        self.labels.upload(&labels)?;
+        Ok(self.grad.upload(&[weight])?)
+    }
+
+    /// Computes the losses of the `n` targets uploaded before, of hidden states that have been computed; with `backward`
+    /// also the gradient of `weight * their sum` in those.
+    pub fn compute(&self, exec: &Executor, n: usize, backward: bool) -> Result<()> {
+        let plans = if backward { &self.backward } else { &self.forward };
+        Ok(plans[..n.div_ceil(self.chunk)].iter().try_for_each(|plan| exec.compute(plan))?)
+    }
+
+    /// The losses of the `n` targets computed last.
+    pub fn losses(&self, n: usize) -> Result<Vec<f32>> {
+        if n == 0 {
+            return Ok(Vec::new());
+        }
+        let mut losses = self.losses.download::<f32>()?;
+        losses.truncate(n);
         Ok(losses)
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! config      what a run is, as its folder stores it
-//! batch       packed rows -> tokens, positions, mask, targets
+//! batch       packed rows -> tokens, positions, bounds of samples, targets
 //! step        the engine: one block is one graph; forward, backward, update
 //! loss        the head in chunks, and the cross entropy
 //! optimizer   AdamW and the gradient norm over the flat adapter
@@ -34,5 +34,5 @@ pub use eval::{evaluate, Accuracy, Evaluation};
 pub use metrics::{EvalRecord, StepRecord};
 pub use optimizer::AdamW;
 pub use schedule::{Decay, Schedule};
-pub use step::{Engine, EngineConfig, Recompute};
+pub use step::{Engine, EngineConfig, Recompute, TrainingConfig};
 pub use trainer::{steps_in, Observer, Report, Stop, Trainer};

@@ -1,13 +1,13 @@
 //! The engine: a network on a device that gives losses, accumulates gradients and applies them.
 //!
 //! One block is one graph. The forward keeps only each block's input; the backward goes through the blocks in
-//! reverse, computes a block again from its input and runs ggml's backward on it, seeded with the gradient that came
-//! back from the block after it: as the loss `sum(y * dy)`, whose gradient in `y` is `dy`. All blocks share one compute
-//! buffer. With [`Recompute::Off`] each block has a buffer of its own and keeps what its backward needs.
+//! reverse, computes a block again from its input and goes back through it with the gradient that came from the block
+//! after it. All blocks share one compute buffer. With [`Recompute::Off`] each block has a buffer of its own and keeps
+//! what its backward needs.
 //!
 //! Nothing is allocated and no graph is built after [`Engine::new`].
 
-use crate::ggml::{Backend, Context, Dtype, Executor, Graph, Plan, Tensor};
+use crate::ggml::{Context, Dtype, Executor, Graph, Plan, Tensor};
 use crate::model::{Lora, LoraConfig, Model, Net, Place};
 
 use super::batch::{MicroBatch, Prediction};
@@ -33,7 +33,16 @@ pub struct EngineConfig {
     /// The adapter, if there is to be one.
     pub lora: Option<LoraConfig>,
     /// How to train it; without, the engine only evaluates.
-    pub training: Option<(Recompute, AdamW)>,
+    pub training: Option<TrainingConfig>,
+}
+
+/// How an engine trains.
+#[derive(Clone, Debug)]
+pub struct TrainingConfig {
+    pub recompute: Recompute,
+    pub adamw: AdamW,
+    /// 8-bit integers that a gradient is cut into before a ternary weight multiplies it: 2 or 1.
+    pub backward_limbs: i64,
 }
 
 /// A network on a device, for micro-batches of one shape.
@@ -54,7 +63,7 @@ pub struct Engine {
 struct Inputs {
     tokens: Tensor,
     pos: Tensor,
-    mask: Tensor,
+    segments: Tensor,
 }
 
 /// The graphs of one block.
@@ -73,7 +82,14 @@ impl Engine {
             Some(lora) => Some(Lora::new(lora, &model.weights, &backend, train)?),
             None => None,
         };
-        let net = Net { arch: model.arch, hp: &model.hp, weights: &model.weights, lora: lora.as_ref() };
+        let backward_limbs = config.training.as_ref().map_or(2, |t| t.backward_limbs);
+        let net = Net {
+            arch: model.arch,
+            hp: &model.hp,
+            weights: &model.weights,
+            lora: lora.as_ref(),
+            backward_limbs,
+        };
 
         let state = Context::new(model.hp.n_layer + 8, 0)?;
         let (inputs, hidden, dhidden) = state_tensors(&state, &net, &config)?;
@@ -81,9 +97,9 @@ impl Engine {
         // The spare row is read by chunks of the head that are not full: it has to be finite.
         hidden.iter().chain(&dhidden).try_for_each(Tensor::zero)?;
 
-        let builder = Builder::new(&net, &inputs, &hidden, dhidden.as_ref(), &backend)?;
+        let builder = Builder::new(&net, &inputs, &hidden, dhidden.as_ref())?;
         let embed = builder.embed()?;
-        let recompute = config.training.as_ref().map(|(r, _)| *r);
+        let recompute = config.training.as_ref().map(|t| t.recompute);
         let blocks =
             (0..net.hp.n_layer).map(|il| builder.block(il, recompute)).collect::<Result<Vec<_>>>()?;
         let last = &hidden[hidden.len() - 1];
@@ -92,7 +108,7 @@ impl Engine {
 
         let placed = Placed::new(&exec, embed, blocks, head)?;
         let optimizer = match (&config.training, &lora) {
-            (Some((_, adamw)), Some(lora)) => Some(Optimizer::new(adamw.clone(), lora, &exec)?),
+            (Some(training), Some(lora)) => Some(Optimizer::new(training.adamw.clone(), lora, &exec)?),
             _ => None,
         };
         device_bytes +=
@@ -119,7 +135,14 @@ impl Engine {
     /// The loss of each of `targets` over the tokens of `batch`.
     pub fn losses(&self, batch: &MicroBatch, targets: &[Prediction]) -> Result<Vec<f32>> {
         self.forward(batch)?;
-        self.head.losses(&self.exec, targets)
+        let mut losses = Vec::with_capacity(targets.len());
+        // There may be more targets than tokens: several labels after one.
+        for targets in targets.chunks(self.head.capacity()) {
+            self.head.upload(targets, 0.0)?;
+            self.head.compute(&self.exec, targets.len(), false)?;
+            losses.extend(self.head.losses(targets.len())?);
+        }
+        Ok(losses)
     }
 
     /// Sets all gradients to zero: a new optimizer step begins.
@@ -131,9 +154,12 @@ impl Engine {
     /// The loss of each target of `batch`; adds the gradient of `weight * their sum` to the adapter's gradients.
     pub fn accumulate(&self, batch: &MicroBatch, weight: f32) -> Result<Vec<f32>> {
         let dhidden = self.dhidden.as_ref().ok_or(Error::NotTraining)?;
-        self.forward(batch)?;
+        // All that the host writes comes first: it waits for the device before it touches a tensor, and from here to the
+        // losses it need not.
         dhidden.zero()?;
-        let losses = self.head.losses_and_grad(&self.exec, &batch.targets, weight)?;
+        self.head.upload(&batch.targets, weight)?;
+        self.forward(batch)?;
+        self.head.compute(&self.exec, batch.targets.len(), true)?;
         for block in self.blocks.iter().rev() {
             match block {
                 Block::Forward(_) => return Err(Error::NotTraining),
@@ -141,7 +167,7 @@ impl Engine {
                 Block::Keep { graph, n_forward } => self.exec.compute_from(graph, *n_forward)?,
             }
         }
-        Ok(losses)
+        self.head.losses(batch.targets.len())
     }
 
     /// Applies the accumulated gradients as optimizer step `step` (counted from 0); gives their norm before clipping.
@@ -157,7 +183,7 @@ impl Engine {
     fn forward(&self, batch: &MicroBatch) -> Result<()> {
         self.inputs.tokens.upload(&batch.tokens)?;
         self.inputs.pos.upload(&batch.positions)?;
-        self.inputs.mask.upload(&batch.mask)?;
+        self.inputs.segments.upload(&batch.segments)?;
         self.exec.compute(&self.embed)?;
         for block in &self.blocks {
             match block {
@@ -176,12 +202,11 @@ fn state_tensors(
     net: &Net,
     config: &EngineConfig,
 ) -> Result<(Inputs, Vec<Tensor>, Option<Tensor>)> {
-    let (seq_len, n_rows) = (config.seq_len as i64, config.n_rows as i64);
-    let n_tokens = seq_len * n_rows;
+    let n_tokens = (config.seq_len * config.n_rows) as i64;
     let inputs = Inputs {
         tokens: state.new_tensor("tokens", Dtype::I32, &[n_tokens])?,
         pos: state.new_tensor("positions", Dtype::I32, &[n_tokens])?,
-        mask: state.new_tensor("mask", Dtype::F32, &[seq_len, seq_len, 1, n_rows])?,
+        segments: state.new_tensor("segments", Dtype::I32, &[2, n_tokens])?,
     };
     let wide = [net.hp.n_embd as i64, n_tokens + 1];
     let train = config.training.is_some();
@@ -205,12 +230,12 @@ struct Builder<'a> {
     /// Boundaries without the spare row: f32 `[n_embd, n_tokens]`.
     hidden: Vec<Tensor>,
     dhidden: Option<Tensor>,
-    /// f32 `[1]`: the gradient of the loss in itself.
-    one: Tensor,
 }
 
-/// Room for one block: its forward twice, its backward, and what pruning adds.
-const BLOCK_NODES: usize = 1024;
+/// Room for one block, forward and backward.
+const BLOCK_TENSORS: usize = 512;
+/// Tables of its graphs: one forward, and one forward and backward.
+const BLOCK_NODES: usize = 4 * BLOCK_TENSORS;
 
 impl<'a> Builder<'a> {
     fn new(
@@ -218,13 +243,8 @@ impl<'a> Builder<'a> {
         inputs: &'a Inputs,
         hidden: &[Tensor],
         dhidden: Option<&Tensor>,
-        backend: &Backend,
     ) -> Result<Self> {
         let ctx = Context::new(hidden.len() + 4, 0)?;
-        let one = ctx.new_tensor("one", Dtype::F32, &[1])?;
-        backend.alloc(&ctx, "a constant")?;
-        one.upload(&[1.0])?;
-        // Tensors placed over the boundaries rather than views of them: a parameter must not be an operation.
         let [n_embd, n_spare, ..] = hidden[0].ne();
         let without_spare = |t: &Tensor| -> Result<Tensor> {
             let placed = ctx.new_tensor(&t.name(), Dtype::F32, &[n_embd, n_spare - 1])?;
@@ -233,78 +253,61 @@ impl<'a> Builder<'a> {
         };
         let dhidden = dhidden.map(without_spare).transpose()?;
         let hidden = hidden.iter().map(without_spare).collect::<Result<_>>()?;
-        Ok(Self { net, inputs, hidden, dhidden, one })
+        Ok(Self { net, inputs, hidden, dhidden })
     }
 
     fn embed(&self) -> Result<Graph> {
         let ctx = Context::new(4, 64)?;
-        let mut graph = Graph::new(&ctx, 16, false)?;
         let x = ctx.get_rows(&self.net.weights.tok_embd, &self.inputs.tokens)?; // [n_embd, n_tokens]
-        graph.expand(&ctx.cpy(&x, &self.hidden[0])?)?;
-        Ok(graph)
+        x.place_in(&self.hidden[0], 0)?;
+        Ok(Graph::in_order(&ctx, &[x])?)
     }
 
     fn block(&self, il: usize, recompute: Option<Recompute>) -> Result<Block<Graph>> {
-        match recompute {
-            None => Ok(Block::Forward(self.forward(il)?.1)),
+        Ok(match recompute {
+            None => Block::Forward(self.forward(il)?),
             Some(Recompute::On) => {
-                let (full, _, gradients) = self.backward(il)?;
-                Ok(Block::Recompute { forward: self.forward(il)?.1, backward: full.pruned(&gradients)? })
+                Block::Recompute { forward: self.forward(il)?, backward: self.whole(il, false)?.0 }
             }
             Some(Recompute::Off) => {
-                let (full, stored, gradients) = self.backward(il)?;
-                let targets: Vec<Tensor> = std::iter::once(stored.clone()).chain(gradients).collect();
-                let graph = full.pruned(&targets)?;
-                let n_forward = graph.position(&stored).expect("the graph was pruned to it") + 1;
-                Ok(Block::Keep { graph, n_forward })
+                let (graph, stored) = self.whole(il, true)?;
+                let n_forward = graph.position(&stored).expect("the result is computed") + 1;
+                Block::Keep { graph, n_forward }
             }
-        }
+        })
     }
 
-    /// The block's result, stored as the next block's input.
-    fn forward(&self, il: usize) -> Result<(Tensor, Graph)> {
-        let ctx = Context::new(BLOCK_NODES * 8, BLOCK_NODES * 8)?;
-        let mut graph = Graph::new(&ctx, BLOCK_NODES, true)?;
-        let place = Place { pos: &self.inputs.pos, mask: &self.inputs.mask };
-        let y = self.net.block(&ctx, il, &self.hidden[il], &place)?; // [n_embd, n_tokens]
-        graph.expand(&ctx.cpy(&y, &self.hidden[il + 1])?)?;
-        Ok((y, graph))
+    fn place(&self) -> Place<'_> {
+        Place { pos: &self.inputs.pos, segments: &self.inputs.segments }
     }
 
-    /// The whole of a block's graph, its stored result, and the gradients to compute: those of the adapter, and the
-    /// one of the block's input, written over the one of its result.
-    fn backward(&self, il: usize) -> Result<(Graph, Tensor, Vec<Tensor>)> {
+    /// A block's forward, whose result is the next block's input.
+    fn forward(&self, il: usize) -> Result<Graph> {
+        let ctx = Context::new(BLOCK_TENSORS, BLOCK_NODES)?;
+        let y = self.net.block(&ctx, il, &self.hidden[il], &self.place())?.y; // [n_embd, n_tokens]
+        y.base().place_in(&self.hidden[il + 1], 0)?;
+        Ok(Graph::in_order(&ctx, &[y])?)
+    }
+
+    /// Forward and backward of a block: the gradients of its adapters and the one of its input, written over the one of
+    /// its result. With `keep` the forward goes to its end, its result; without, as far as the backward needs it.
+    fn whole(&self, il: usize, keep: bool) -> Result<(Graph, Tensor)> {
         let dhidden = self.dhidden.as_ref().ok_or(Error::NotTraining)?;
-        let x = &self.hidden[il];
+        let ctx = Context::new(BLOCK_TENSORS, BLOCK_NODES)?;
+        let forward = self.net.block(&ctx, il, &self.hidden[il], &self.place())?;
+        if keep {
+            forward.y.base().place_in(&self.hidden[il + 1], 0)?;
+        }
         // Nothing before the first block is trained.
-        let needs_dx = il > 0;
-        if needs_dx {
-            x.set_param()?;
+        let (dx, mut targets) = self.net.block_back(&ctx, il, &forward, dhidden, &self.place(), il > 0)?;
+        if let Some(dx) = dx {
+            dx.place_in(dhidden, 0)?;
+            targets.push(dx);
         }
-        let pairs: Vec<_> = crate::model::Target::ALL
-            .into_iter()
-            .filter_map(|t| self.net.lora.and_then(|l| l.pair(il, t)))
-            .filter_map(|p| p.grad.as_ref().map(|(ga, gb)| [(&p.a, ga), (&p.b, gb)]))
-            .flatten()
-            .collect();
-        for (param, _) in &pairs {
-            param.set_param()?;
+        if keep {
+            targets.push(forward.y.clone());
         }
-        let (y, mut graph) = self.forward(il)?;
-        let stored = graph.nodes().pop().expect("the forward has nodes");
-        let ctx = y.context().clone();
-        let loss = ctx.sum(&ctx.mul(&y, dhidden)?)?.named("loss"); // [1]
-        loss.set_loss()?;
-        graph.expand(&loss)?;
-        let accs: Vec<_> = pairs.iter().copied().chain([(&loss, &self.one)]).collect();
-        graph.backward_expand(&accs)?;
-
-        let mut gradients: Vec<Tensor> = pairs.iter().filter_map(|(p, _)| graph.grad(p)).collect();
-        if needs_dx {
-            let dx = graph.grad(x).expect("a parameter that the loss depends on has a gradient");
-            gradients.push(ctx.cpy(&dx, dhidden)?);
-        }
-        Ok((graph, stored, gradients))
+        Ok((Graph::in_order(&ctx, &targets)?, forward.y))
     }
 }
 
@@ -320,8 +323,7 @@ impl Placed {
     fn new(exec: &Executor, embed: Graph, blocks: Vec<Block<Graph>>, head: Head<Graph>) -> Result<Self> {
         let mut shared = exec.arena()?;
         shared.reserve(&embed)?;
-        shared.reserve(&head.forward)?;
-        head.backward.as_ref().map_or(Ok(()), |g| shared.reserve(g))?;
+        head.forward.iter().chain(&head.backward).try_for_each(|g| shared.reserve(g))?;
         for block in &blocks {
             match block {
                 Block::Forward(forward) => shared.reserve(forward)?,

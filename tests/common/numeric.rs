@@ -7,7 +7,7 @@ use qvac_ft::data::{ordered_rows, Origin, PackMode, Row, Sample};
 use qvac_ft::ggml::{Backend, Device, Dtype, Executor, GgufFile, GgufWriter};
 use qvac_ft::model::{Lora, LoraConfig, Model, Target};
 use qvac_ft::synth::{self, Family, Shape};
-use qvac_ft::train::{Engine, EngineConfig, MicroBatch, Recompute};
+use qvac_ft::train::{Engine, EngineConfig, MicroBatch, Recompute, TrainingConfig};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -110,7 +110,11 @@ pub fn engine(model: &Path, setup: &Setup) -> Engine {
         seq_len: setup.seq_len,
         n_rows: setup.n_rows,
         lora: setup.lora.clone(),
-        training: setup.recompute.map(|r| (r, Default::default())),
+        training: setup.recompute.map(|recompute| TrainingConfig {
+            recompute,
+            adamw: Default::default(),
+            backward_limbs: 2,
+        }),
     };
     Engine::new(&model, Executor::new(&backend, None), config).expect("the engine is built")
 }

@@ -68,7 +68,8 @@ impl Rows {
 }
 
 /// 513 and 600 rows go past one line of the dispatch grid, 32001 past every invocation of a workgroup.
-const SHAPES: [(usize, usize); 7] = [(1, 1), (7, 3), (256, 5), (257, 6), (1025, 17), (33, 600), (32001, 4)];
+const SHAPES: [(usize, usize); 9] =
+    [(1, 1), (7, 3), (256, 5), (257, 6), (1025, 17), (1028, 5), (33, 600), (32000, 4), (32001, 4)];
 
 #[test]
 fn forward() {

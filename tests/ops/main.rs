@@ -10,7 +10,14 @@ mod cross_entropy;
 #[path = "../common/device.rs"]
 mod device;
 mod forward;
+mod fused_back;
+mod low_rank;
+mod many_rows;
 mod out_prod;
+mod out_prod_f16;
+mod ternary;
+mod ternary_reference;
+mod ternary_vec;
 
 use std::sync::{Mutex, PoisonError};
 
@@ -38,7 +45,7 @@ impl Want {
 
 /// The devices that every case runs on.
 pub fn devices() -> Vec<Device> {
-    device::vulkan().into_iter().collect()
+    std::iter::once(device::cpu()).chain(device::vulkan()).collect()
 }
 
 /// Words of pattern before and behind each output. Their bytes are a multiple of any device's buffer alignment.
@@ -76,6 +83,12 @@ impl Bench {
         self.input(Dtype::F32, ne, values)
     }
 
+    pub fn i8(&mut self, ne: &[i64], bytes: &[u8]) -> Tensor {
+        let t = self.inputs.new_tensor(&format!("in{}", self.uploads.len()), Dtype::I8, ne).unwrap();
+        self.uploads.push((t.clone(), bytes.to_vec()));
+        t
+    }
+
     pub fn i32(&mut self, values: &[i32]) -> Tensor {
         let t = self
             .inputs
@@ -90,6 +103,13 @@ impl Bench {
         let mut graph = Graph::new(&self.ops, 128, false).unwrap();
         graph.expand(out).unwrap();
         self.compute(graph, out)
+    }
+
+    /// The same for results of any type.
+    pub fn run_bytes(self, out: &Tensor) -> Vec<u8> {
+        let mut graph = Graph::new(&self.ops, 128, false).unwrap();
+        graph.expand(out).unwrap();
+        self.compute_bytes(graph, out)
     }
 
     /// Computes `op`, which writes over its inputs, and reads one of them.
@@ -116,17 +136,26 @@ impl Bench {
     }
 
     fn compute(self, graph: Graph, out: &Tensor) -> Vec<f32> {
-        let n = out.n_elements();
+        let bytes = self.compute_bytes(graph, out);
+        bytes.chunks_exact(4).map(|b| f32::from_ne_bytes(b.try_into().unwrap())).collect()
+    }
+
+    fn compute_bytes(self, graph: Graph, out: &Tensor) -> Vec<u8> {
+        const WORD: usize = size_of::<f32>();
+        let n = out.nbytes().div_ceil(WORD);
         let flat = self.inputs.new_tensor("guarded", Dtype::F32, &[(n + 2 * GUARD) as i64]).unwrap();
         self.exec.backend().alloc(&self.inputs, "inputs").unwrap();
         flat.upload(&vec![PATTERN; n + 2 * GUARD]).unwrap();
-        out.place_in(&flat, GUARD * size_of::<f32>()).unwrap();
+        out.place_in(&flat, GUARD * WORD).unwrap();
         self.finish(graph);
-        let all: Vec<f32> = flat.download().unwrap();
-        for (i, v) in all[..GUARD].iter().chain(&all[GUARD + n..]).enumerate() {
-            assert_eq!(*v, PATTERN, "guard word {i} was overwritten");
+        let all: Vec<u8> = flat.download_bytes().unwrap();
+        let (before, rest) = all.split_at(GUARD * WORD);
+        let (result, after) = rest.split_at(out.nbytes());
+        let pattern = PATTERN.to_ne_bytes();
+        for (i, word) in before.chunks(WORD).chain(after.rchunks(WORD)).enumerate() {
+            assert!(pattern.ends_with(word), "guard word {i} was overwritten");
         }
-        all[GUARD..GUARD + n].to_vec()
+        result.to_vec()
     }
 
     fn finish(&self, graph: Graph) {
@@ -143,9 +172,14 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// Runs `make` on every device and holds what it returns to `want`.
 pub fn check(case: &str, want: &Want, make: impl Fn(Bench) -> Vec<f32>) {
+    check_on(&devices(), case, want, make);
+}
+
+/// The same on some of the devices.
+pub fn check_on(devices: &[Device], case: &str, want: &Want, make: impl Fn(Bench) -> Vec<f32>) {
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    for device in devices() {
-        let got = make(Bench::new(&device));
+    for device in devices {
+        let got = make(Bench::new(device));
         assert_eq!(got.len(), want.values.len(), "{case} on {}", device.name());
         for (i, (&g, (&w, &bound))) in got.iter().zip(want.values.iter().zip(&want.bound)).enumerate() {
             let fits = if w.is_nan() { g.is_nan() } else { (f64::from(g) - w).abs() <= bound };

@@ -117,3 +117,10 @@ fn attention_batches() {
         }
     }
 }
+
+/// Products of which there is enough for the largest tile.
+#[test]
+fn large_tiles() {
+    Case { dtype: Dtype::F32, m: 130, n: 70, k: 21, batch: 64, share: 1, layout: Layout::Plain }.run();
+    Case { dtype: Dtype::Q4_0, m: 160, n: 65, k: 19, batch: 32, share: 2, layout: Layout::Transposed }.run();
+}

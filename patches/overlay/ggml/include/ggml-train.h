@@ -172,6 +172,13 @@ GGML_API bool ggml_backend_dev_is_software(ggml_backend_dev_t dev);
 #define GGML_BACKEND_DEV_IS_SOFTWARE_PROC "ggml_backend_dev_is_software"
 typedef bool (*ggml_backend_dev_is_software_t)(ggml_backend_dev_t dev);
 
+// Name and version of the driver behind `dev`, as in "NVIDIA 580.159.03", or NULL where the backend does not say. The text
+// lives as long as the process.
+GGML_API const char * ggml_backend_dev_driver(ggml_backend_dev_t dev);
+
+#define GGML_BACKEND_DEV_DRIVER_PROC "ggml_backend_dev_driver"
+typedef const char * (*ggml_backend_dev_driver_t)(ggml_backend_dev_t dev);
+
 #ifdef __cplusplus
 }
 #endif

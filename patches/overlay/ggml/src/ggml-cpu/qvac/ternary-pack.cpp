@@ -93,14 +93,13 @@ template <typename F> void pack_rows(const ggml_tensor * w, int64_t row0, int64_
     }
 }
 
-template <typename F> void pack_cols(const ggml_tensor * w, int64_t b, uint32_t * panels) {
-    constexpr int n_bytes  = 4 * F::n_dwords;
-    const int64_t n_rows   = w->ne[1];
-    const int64_t n4       = (n_rows + 3) / 4;
-    const char *  base     = (const char *) w->data + b * sizeof(typename F::block);
-    for (int64_t r4 = 0; r4 < n4; ++r4) {
-        uint8_t src[4][n_bytes] = {};
-        for (int64_t j = 0; j < std::min<int64_t>(4, n_rows - 4 * r4); ++j) {
+template <typename F> void pack_cols(const ggml_tensor * w, int64_t b, int64_t row0, int64_t row1, uint32_t * panels) {
+    constexpr int n_bytes = 4 * F::n_dwords;
+    const int64_t n4      = w->ne[1] / 4;
+    const char *  base    = (const char *) w->data + b * sizeof(typename F::block);
+    for (int64_t r4 = row0 / 4; r4 < row1 / 4; ++r4) {
+        uint8_t src[4][n_bytes];
+        for (int64_t j = 0; j < 4; ++j) {
             memcpy(src[j], base + (4 * r4 + j) * w->nb[1], n_bytes);
         }
         // the four rows' bytes side by side: one dword per byte of the block
@@ -135,8 +134,8 @@ void tq_pack_rows(const ggml_tensor * w, int64_t row0, int64_t n_rows, uint32_t 
     w->type == GGML_TYPE_TQ1_0 ? pack_rows<tq1>(w, row0, n_rows, panel) : pack_rows<tq2>(w, row0, n_rows, panel);
 }
 
-void tq_pack_cols(const ggml_tensor * w, int64_t b, uint32_t * panels) {
-    w->type == GGML_TYPE_TQ1_0 ? pack_cols<tq1>(w, b, panels) : pack_cols<tq2>(w, b, panels);
+void tq_pack_cols(const ggml_tensor * w, int64_t b, int64_t row0, int64_t row1, uint32_t * panels) {
+    w->type == GGML_TYPE_TQ1_0 ? pack_cols<tq1>(w, b, row0, row1, panels) : pack_cols<tq2>(w, b, row0, row1, panels);
 }
 
 }  // namespace qvac

@@ -1,9 +1,9 @@
-// Quantization of a token and the scales of a TQ tensor (the formulas of ternary.h).
+// Quantization of tokens (the formulas of ternary.h).
 
 #include "ternary.h"
 
-#define GGML_COMMON_DECL_CPP
-#include "ggml-common.h"
+#include "ggml-cpu-impl.h"
+#include "kernels.h"
 
 #include <algorithm>
 #include <cmath>
@@ -33,63 +33,7 @@ int32_t clamp127(int32_t q) {
     return std::min(std::max(q, -127), 127);
 }
 
-// d of block b, and whether all its codes are 1 (t = 0)
-template <typename B> uint16_t scale_bits(const char * row, int64_t b) {
-    uint16_t d;
-    memcpy(&d, row + b * sizeof(B) + offsetof(B, d), sizeof(d));
-    return d;
-}
-
-template <typename B> tq_scales scan(const ggml_tensor * w, int64_t row0, int64_t row1) {
-    const int64_t n_blocks = w->ne[0] / tq_block;
-    tq_scales     s        = { tq_scale::none, 0 };
-    int8_t        t[tq_block];
-    for (int64_t r = row0; r < row1; ++r) {
-        const char * row = (const char *) w->data + r * w->nb[1];
-        for (int64_t b = 0; b < n_blocks; ++b) {
-            const uint16_t d = scale_bits<B>(row, b);
-            if (d == s.bits && s.kind == tq_scale::one) {
-                continue;
-            }
-            if ((d & 0x7fff) == 0) {
-                // A scale of zero with codes other than zero's must not meet another block's scale.
-                tq_decode_row(w->type, row + b * sizeof(B), tq_block, t);
-                if (std::all_of(t, t + tq_block, [](int8_t x) { return x == 0; })) {
-                    continue;
-                }
-            }
-            s = tq_merge(s, { tq_scale::one, d });
-            if (s.kind == tq_scale::mixed) {
-                return s;
-            }
-        }
-    }
-    return s;
-}
-
 }  // namespace
-
-tq_scales tq_scan(const ggml_tensor * w, int64_t row0, int64_t row1) {
-    return w->type == GGML_TYPE_TQ1_0 ? scan<block_tq1_0>(w, row0, row1) : scan<block_tq2_0>(w, row0, row1);
-}
-
-tq_scales tq_merge(tq_scales a, tq_scales b) {
-    if (a.kind == tq_scale::none) {
-        return b;
-    }
-    if (b.kind == tq_scale::none || (b.kind == tq_scale::one && a.kind == tq_scale::one && a.bits == b.bits)) {
-        return a;
-    }
-    return { tq_scale::mixed, 0 };
-}
-
-float tq_value(tq_scales s) {
-    return ggml_fp16_to_fp32(s.bits);
-}
-
-float tq_block_scale(ggml_type type, const char * row, int64_t b) {
-    return ggml_fp16_to_fp32(type == GGML_TYPE_TQ1_0 ? scale_bits<block_tq1_0>(row, b) : scale_bits<block_tq2_0>(row, b));
-}
 
 float tq_quantize(const char * x, size_t nb, int64_t n, int limbs, int8_t * q, size_t q_stride, int32_t * sums) {
     constexpr int64_t step = 1024;
@@ -149,6 +93,26 @@ float tq_quantize(const char * x, size_t nb, int64_t n, int limbs, int8_t * q, s
         sums[1] += s2;
     }
     return a / 127.0f;
+}
+
+float tq_token_scale(const ggml_tensor * q, int64_t token) {
+    float scale;
+    memcpy(&scale, (const char *) q->data + (token + 1) * q->nb[1] - GGML_TQ_TOKEN_TAIL, sizeof(scale));
+    return scale;
+}
+
+bool tq_quantize_tokens(const ggml_compute_params * params, ggml_tensor * dst) {
+    const ggml_tensor * x     = dst->src[0];
+    const int64_t       n     = x->ne[0];
+    const int           limbs = tq_limbs(dst, n);
+    for (int64_t token = params->ith; token < x->ne[1]; token += params->nth) {
+        int8_t *    q = (int8_t *) dst->data + token * dst->nb[1];
+        int32_t     unused[2];
+        const float scale = tq_quantize((const char *) x->data + token * x->nb[1], sizeof(float), n, limbs, q, n, unused);
+        memset(q + limbs * n, 0, GGML_TQ_TOKEN_TAIL);
+        memcpy(q + limbs * n, &scale, sizeof(scale));
+    }
+    return true;
 }
 
 }  // namespace qvac

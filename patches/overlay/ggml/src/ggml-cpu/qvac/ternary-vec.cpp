@@ -7,7 +7,9 @@
 #define GGML_COMMON_DECL_CPP
 #include "ggml-common.h"
 
+#include <cstddef>
 #include <cstring>
+#include <utility>
 
 namespace qvac {
 
@@ -68,7 +70,14 @@ struct tq2 {
 
     static vi code(vi raw) { return and3(raw); }
     static vi next(vi raw) { return shift2(raw); }
-    static int k(int byte, int digit) { return byte / 32 * 128 + digit * 32 + byte % 32; }
+
+    // byte i of digit d is weight i/32*128 + d*32 + i%32
+    static void arrange(const int8_t * q, int8_t * out) {
+        for (int d = 0; d < n_digits; ++d) {
+            memcpy(out + d * run, q + d * 32, 32);
+            memcpy(out + d * run + 32, q + 128 + d * 32, 32);
+        }
+    }
 };
 
 struct tq1 {
@@ -78,40 +87,44 @@ struct tq1 {
 
     static vi code(vi raw) { return digit3(raw); }
     static vi next(vi raw) { return times3(raw); }
-    static int k(int byte, int digit) {
-        if (byte < 32) {
-            return digit * 32 + byte;
+
+    // byte i of digit d is weight d*32 + i, from byte 32 on 160 + d*16 + i-32, from byte 48 on 240 + d*4 + i-48
+    static void arrange(const int8_t * q, int8_t * out) {
+        for (int d = 0; d < n_digits; ++d) {
+            memcpy(out + d * run, q + d * 32, 32);
+            memcpy(out + d * run + 32, q + 160 + d * 16, 16);
+            memset(out + d * run + 48, 0, 16);
+            if (d < 4) {
+                memcpy(out + d * run + 48, q + 240 + d * 4, 4);
+            }
         }
-        if (byte < 48) {
-            return 160 + digit * 16 + byte - 32;
-        }
-        return digit < 4 ? 240 + digit * 4 + byte - 48 : -1;
     }
 };
 
 template <typename F> void arrange(const int8_t * q, int64_t n, int8_t * out) {
-    int16_t from[F::n_digits * run];
-    for (int i = 0; i < F::n_digits * run; ++i) {
-        from[i] = (int16_t) (i % run < F::n_bytes ? F::k(i % run, i / run) : -1);
-    }
     for (int64_t b = 0; b < n / tq_block; ++b) {
-        for (int i = 0; i < F::n_digits * run; ++i) {
-            out[i] = from[i] < 0 ? 0 : q[b * tq_block + from[i]];
-        }
-        out += F::n_digits * run;
+        F::arrange(q + b * tq_block, out + b * F::n_digits * run);
     }
 }
 
 template <typename F, int n_tokens>
-void dot(const char * row, int64_t b0, int64_t n, const char * end, const int8_t * q, size_t stride, const int32_t * base,
-         int32_t * sum) {
-    constexpr int step = vi_lanes * 4;
-    vi            acc[n_tokens];
+uint16_t dot(const char * row, int64_t b0, int64_t n, uint16_t d_bits, const char * end, const int8_t * q, size_t stride,
+             const int32_t * base, int32_t * sum) {
+    constexpr int step  = vi_lanes * 4;
+    // chains of additions per token: one alone waits for itself
+    constexpr int n_acc = n_tokens == 1 ? 4 : n_tokens <= 3 ? 2 : 1;
+    vi            acc[n_tokens][n_acc];
+    uint16_t      differ = 0;
     for (int t = 0; t < n_tokens; ++t) {
-        acc[t] = vi_set1(0);
+        for (int i = 0; i < n_acc; ++i) {
+            acc[t][i] = vi_set1(0);
+        }
     }
     for (int64_t b = b0; b < b0 + n / tq_block; ++b) {
         const char * p = row + b * sizeof(typename F::block);
+        uint16_t     d;
+        memcpy(&d, p + offsetof(typename F::block, d), sizeof(d));
+        differ |= d ^ d_bits;
         char         tail[run];
         if (end - p < run) {
             memset(tail, 0, sizeof(tail));
@@ -121,32 +134,34 @@ void dot(const char * row, int64_t b0, int64_t n, const char * end, const int8_t
         const int8_t * qb = q + b * F::n_digits * run;
         for (int o = 0; o < run; o += step) {
             vi raw = vi_load(p + o);
-            for (int d = 0; d < F::n_digits; ++d) {
+            QVAC_UNROLL
+            for (int i = 0; i < F::n_digits; ++i) {
                 const vi code = F::code(raw);
+                QVAC_UNROLL
                 for (int t = 0; t < n_tokens; ++t) {
-                    acc[t] = vi_dot(acc[t], code, vi_load(qb + t * stride + d * run + o));
+                    vi & a = acc[t][i % n_acc];
+                    a      = vi_dot(a, code, vi_load(qb + t * stride + i * run + o));
                 }
                 raw = F::next(raw);
             }
         }
     }
     for (int t = 0; t < n_tokens; ++t) {
-        sum[t] = vi_sum(acc[t]) - base[t];
+        vi all = acc[t][0];
+        for (int i = 1; i < n_acc; ++i) {
+            all = vi_add(all, acc[t][i]);
+        }
+        sum[t] = vi_sum(all) - base[t];
     }
+    return differ;
 }
 
-template <typename F>
-void dot_n(const char * row, int64_t b0, int64_t n, const char * end, int n_tokens, const int8_t * q, size_t stride,
-           const int32_t * base, int32_t * sum) {
-    static_assert(vec_tokens == 3, "one case per token count");
-    switch (n_tokens) {
-        case 1:
-            return dot<F, 1>(row, b0, n, end, q, stride, base, sum);
-        case 2:
-            return dot<F, 2>(row, b0, n, end, q, stride, base, sum);
-        default:
-            return dot<F, 3>(row, b0, n, end, q, stride, base, sum);
-    }
+using dot_fn = uint16_t (*)(const char *, int64_t, int64_t, uint16_t, const char *, const int8_t *, size_t, const int32_t *,
+                            int32_t *);
+
+template <typename F, size_t... i> dot_fn pick(int n_tokens, std::index_sequence<i...>) {
+    static constexpr dot_fn table[] = { dot<F, (int) i + 1>... };
+    return table[n_tokens - 1];
 }
 
 }  // namespace
@@ -159,10 +174,11 @@ void tq_vec_arrange(ggml_type type, const int8_t * q, int64_t n, int8_t * out) {
     type == GGML_TYPE_TQ1_0 ? arrange<tq1>(q, n, out) : arrange<tq2>(q, n, out);
 }
 
-void tq_vec_dot(ggml_type type, const char * row, int64_t b0, int64_t n, const char * end, int n_tokens, const int8_t * q,
-                size_t stride, const int32_t * base, int32_t * sum) {
-    type == GGML_TYPE_TQ1_0 ? dot_n<tq1>(row, b0, n, end, n_tokens, q, stride, base, sum) :
-                              dot_n<tq2>(row, b0, n, end, n_tokens, q, stride, base, sum);
+uint16_t tq_vec_dot(ggml_type type, const char * row, int64_t b0, int64_t n, uint16_t d, const char * end, int n_tokens,
+                    const int8_t * q, size_t stride, const int32_t * base, int32_t * sum) {
+    using counts    = std::make_index_sequence<vec_tokens>;
+    const dot_fn fn = type == GGML_TYPE_TQ1_0 ? pick<tq1>(n_tokens, counts{}) : pick<tq2>(n_tokens, counts{});
+    return fn(row, b0, n, d, end, q, stride, base, sum);
 }
 
 }  // namespace qvac

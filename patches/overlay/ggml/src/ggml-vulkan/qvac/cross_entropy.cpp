@@ -46,13 +46,20 @@ cross_entropy_push_constants push_constants(
     return pc;
 }
 
+// Whether rows of `t`, [n_vocab, n_rows], can be read four values at a time.
+bool is_in_fours(const ggml_backend_vk_context * ctx, const ggml_tensor * t, const vk_subbuffer & buffer) {
+    return t->ne[0] % 4 == 0 && t->nb[1] % 16 == 0 && ggml_vk_qvac_is_aligned(ctx, t, buffer);
+}
+
 } // namespace
 
 void ggml_vk_qvac_load_cross_entropy(vk_device & device, const vk_qvac_create_pipeline & create) {
-    create(device->qvac->cross_entropy, "qvac_cross_entropy", qvac_cross_entropy_len, qvac_cross_entropy_data, 3,
-           sizeof(cross_entropy_push_constants), { 1, 1, 1 }, { BLOCK_SIZE }, 0);
-    create(device->qvac->cross_entropy_back, "qvac_cross_entropy_back", qvac_cross_entropy_back_len, qvac_cross_entropy_back_data, 4,
-           sizeof(cross_entropy_push_constants), { 1, 1, 1 }, { BLOCK_SIZE }, 0);
+    for (const uint32_t aligned : { 0u, 1u }) {
+        create(device->qvac->cross_entropy[aligned], "qvac_cross_entropy", qvac_cross_entropy_len, qvac_cross_entropy_data, 3,
+               sizeof(cross_entropy_push_constants), { 1, 1, 1 }, { BLOCK_SIZE, aligned }, 0);
+        create(device->qvac->cross_entropy_back[aligned], "qvac_cross_entropy_back", qvac_cross_entropy_back_len, qvac_cross_entropy_back_data, 4,
+               sizeof(cross_entropy_push_constants), { 1, 1, 1 }, { BLOCK_SIZE, aligned }, 0);
+    }
 }
 
 bool ggml_vk_qvac_cross_entropy_is_labels(const ggml_tensor * op) {
@@ -77,10 +84,12 @@ void ggml_vk_qvac_cross_entropy_loss(ggml_backend_vk_context * ctx, vk_context &
     const ggml_tensor * logits = dst->src[0]; // [n_vocab, n_rows]
     const ggml_tensor * labels = dst->src[1]; // [n_rows]
 
-    vk_pipeline pipeline = ctx->device->qvac->cross_entropy;
+    const vk_subbuffer logits_buf = ggml_vk_tensor_subbuffer(ctx, logits, true);
+
+    vk_pipeline pipeline = ctx->device->qvac->cross_entropy[is_in_fours(ctx, logits, logits_buf)];
     ggml_pipeline_request_descriptor_sets(ctx, pipeline, 1);
     ggml_vk_dispatch_pipeline(ctx, subctx, pipeline,
-        { ggml_vk_tensor_subbuffer(ctx, logits, true), ggml_vk_tensor_subbuffer(ctx, labels, true), ggml_vk_tensor_subbuffer(ctx, dst, true) },
+        { logits_buf, ggml_vk_tensor_subbuffer(ctx, labels, true), ggml_vk_tensor_subbuffer(ctx, dst, true) },
         push_constants(ctx, dst, logits, labels, nullptr), grid_of(logits->ne[1]));
 }
 
@@ -89,10 +98,12 @@ void ggml_vk_qvac_cross_entropy_loss_back(ggml_backend_vk_context * ctx, vk_cont
     const ggml_tensor * logits = dst->src[1]; // [n_vocab, n_rows]
     const ggml_tensor * labels = dst->src[2]; // [n_rows]
 
-    vk_pipeline pipeline = ctx->device->qvac->cross_entropy_back;
+    const vk_subbuffer logits_buf = ggml_vk_tensor_subbuffer(ctx, logits, true);
+    const vk_subbuffer dst_buf    = ggml_vk_tensor_subbuffer(ctx, dst, true);
+
+    vk_pipeline pipeline = ctx->device->qvac->cross_entropy_back[is_in_fours(ctx, logits, logits_buf) && is_in_fours(ctx, dst, dst_buf)];
     ggml_pipeline_request_descriptor_sets(ctx, pipeline, 1);
     ggml_vk_dispatch_pipeline(ctx, subctx, pipeline,
-        { ggml_vk_tensor_subbuffer(ctx, grad, true), ggml_vk_tensor_subbuffer(ctx, logits, true),
-          ggml_vk_tensor_subbuffer(ctx, labels, true), ggml_vk_tensor_subbuffer(ctx, dst, true) },
+        { ggml_vk_tensor_subbuffer(ctx, grad, true), logits_buf, ggml_vk_tensor_subbuffer(ctx, labels, true), dst_buf },
         push_constants(ctx, dst, logits, labels, grad), grid_of(logits->ne[1]));
 }

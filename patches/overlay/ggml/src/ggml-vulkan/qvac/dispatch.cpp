@@ -6,18 +6,59 @@
 
 namespace {
 
-bool is_ours(const ggml_tensor * op) {
+bool is_ours(const vk_device & device, const ggml_tensor * op) {
     switch (op->op) {
         case GGML_OP_OUT_PROD:
             return true;
         case GGML_OP_CROSS_ENTROPY_LOSS:
         case GGML_OP_CROSS_ENTROPY_LOSS_BACK:
             return ggml_vk_qvac_cross_entropy_is_labels(op);
+        case GGML_OP_MUL_MAT:
+            return ggml_vk_qvac_ternary_is_mul_mat(op) || ggml_vk_qvac_mul_mat_is_f16(device, op);
         case GGML_OP_CUSTOM:
             return ggml_get_train_op(op) != GGML_TRAIN_OP_NONE;
         default:
             return false;
     }
+}
+
+// Upstream's ops that we record where our kernels take their layout, faster with many rows. Upstream supports all of these
+// layouts too, so that supports_op need not know of them.
+bool is_taken(const ggml_backend_vk_context * ctx, const ggml_tensor * op) {
+    switch (op->op) {
+        case GGML_OP_RMS_NORM:
+            return ggml_vk_qvac_takes_rms_norm(ctx, op);
+        case GGML_OP_ADD:
+        case GGML_OP_GLU:
+            return ggml_vk_qvac_takes_binary(ctx, op);
+        case GGML_OP_ROPE:
+        case GGML_OP_ROPE_BACK:
+            return ggml_vk_qvac_takes_rope(ctx, op);
+        default:
+            return false;
+    }
+}
+
+// The nodes of a fusion of upstream's, or one that is not taken, stay upstream's.
+bool dispatch_taken(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_cgraph * cgraph, int node_idx) {
+    ggml_tensor * node  = cgraph->nodes[node_idx];
+    const bool    fused = ctx->num_additional_fused_ops != 0;
+    if ((fused && !ctx->qvac->fused_rms_norm) || !is_taken(ctx, node)) {
+        return false;
+    }
+    switch (node->op) {
+        case GGML_OP_RMS_NORM:
+            ggml_vk_qvac_rms_norm(ctx, subctx, node, fused ? cgraph->nodes[node_idx + 1] : nullptr);
+            break;
+        case GGML_OP_ADD:
+        case GGML_OP_GLU:
+            ggml_vk_qvac_binary(ctx, subctx, node);
+            break;
+        default:
+            ggml_vk_qvac_rope(ctx, subctx, node);
+            break;
+    }
+    return true;
 }
 
 } // namespace
@@ -27,12 +68,19 @@ void ggml_vk_qvac_load_shaders(vk_device & device, const vk_qvac_create_pipeline
         device->qvac = std::make_shared<vk_qvac_device>();
     }
     ggml_vk_qvac_load_out_prod(device, create);
+    ggml_vk_qvac_load_out_prod_f16(device, create);
     ggml_vk_qvac_load_cross_entropy(device, create);
+    ggml_vk_qvac_load_ternary(device, create);
+    ggml_vk_qvac_load_ternary_vec(device, create);
+    ggml_vk_qvac_load_low_rank(device, create);
     ggml_vk_qvac_load_attention(device, create);
+    ggml_vk_qvac_load_rms_norm(device, create);
+    ggml_vk_qvac_load_elementwise(device, create);
+    ggml_vk_qvac_load_rope(device, create);
 }
 
 vk_qvac_answer ggml_vk_qvac_supports_op(const vk_device & device, const ggml_tensor * op) {
-    if (!is_ours(op)) {
+    if (!is_ours(device, op)) {
         return ggml_vk_qvac_beyond_upstream(device, op) ? vk_qvac_answer::no : vk_qvac_answer::upstream;
     }
     bool supported = false;
@@ -40,8 +88,27 @@ vk_qvac_answer ggml_vk_qvac_supports_op(const vk_device & device, const ggml_ten
         case GGML_OP_OUT_PROD:
             supported = ggml_vk_qvac_out_prod_supported(device, op);
             break;
+        case GGML_OP_MUL_MAT:
+            supported = ggml_vk_qvac_mul_mat_is_f16(device, op) || ggml_vk_qvac_ternary_supported(device, op);
+            break;
         case GGML_OP_CUSTOM:
             switch (ggml_get_train_op(op)) {
+                case GGML_TRAIN_OP_TQ_QUANTIZE:
+                case GGML_TRAIN_OP_TQ_MUL_MAT:
+                case GGML_TRAIN_OP_TQ_MUL_MAT_BACK:
+                    supported = ggml_vk_qvac_ternary_supported(device, op);
+                    break;
+                case GGML_TRAIN_OP_LOW_RANK_PROJECT:
+                case GGML_TRAIN_OP_LOW_RANK_ADD:
+                case GGML_TRAIN_OP_LOW_RANK_GRAD:
+                    supported = ggml_vk_qvac_low_rank_supported(device, op);
+                    break;
+                case GGML_TRAIN_OP_RMS_NORM_MUL_BACK:
+                    supported = ggml_vk_qvac_rms_norm_mul_back_supported(device, op);
+                    break;
+                case GGML_TRAIN_OP_SWIGLU_BACK:
+                    supported = ggml_vk_qvac_swiglu_back_supported(device, op);
+                    break;
                 case GGML_TRAIN_OP_ATTENTION:
                 case GGML_TRAIN_OP_ATTENTION_BACK:
                     supported = ggml_vk_qvac_attention_supported(device, op);
@@ -61,12 +128,25 @@ void ggml_vk_qvac_graph_begin(ggml_backend_vk_context * ctx, const ggml_cgraph *
     if (!ctx->qvac) {
         ctx->qvac = std::make_shared<vk_qvac_context>();
     }
-    GGML_UNUSED(cgraph);
+    ggml_vk_qvac_ternary_graph_begin(ctx, cgraph);
+    ggml_vk_qvac_vec_graph_begin(ctx);
 }
 
 bool ggml_vk_qvac_fuse(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph, int node_idx, const char ** name, bool * elementwise) {
+    if (ggml_vk_qvac_fuse_generation(ctx, cgraph, node_idx, name, elementwise)) {
+        return true;
+    }
     const ggml_tensor * node = cgraph->nodes[node_idx];
-    if (!is_ours(node)) {
+    ctx->qvac->fused_rms_norm = node->op == GGML_OP_RMS_NORM && ggml_vk_qvac_fuses_rms_norm(ctx, cgraph, node_idx);
+    if (ctx->qvac->fused_rms_norm) {
+        // A row is read before it is written, by the same workgroup: upstream may place the result over the input.
+        ctx->num_additional_fused_ops = 1;
+        *name          = "RMS_NORM_MUL";
+        elementwise[0] = true;
+        elementwise[1] = false;
+        return true;
+    }
+    if (!is_ours(ctx->device, node)) {
         return false;
     }
     // One node by itself, under its own name in GGML_VK_PERF_LOGGER's table.
@@ -74,22 +154,35 @@ bool ggml_vk_qvac_fuse(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph
     if (node->op == GGML_OP_CUSTOM) {
         *name = ggml_train_op_desc(node);
     }
-    GGML_UNUSED(elementwise);
     return true;
 }
 
 void ggml_vk_qvac_written(ggml_tensor * tensor) {
-    GGML_UNUSED(tensor);
+    ggml_vk_qvac_ternary_written(tensor);
 }
 
 bool ggml_vk_qvac_dispatch(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_cgraph * cgraph, int node_idx) {
+    if (ggml_vk_qvac_fused(ctx, subctx, cgraph, node_idx)) {
+        return true;
+    }
     ggml_tensor * node = cgraph->nodes[node_idx];
-    if (!is_ours(node)) {
-        return false;
+    if (!is_ours(ctx->device, node)) {
+        return dispatch_taken(ctx, subctx, cgraph, node_idx);
     }
     switch (node->op) {
         case GGML_OP_OUT_PROD:
-            ggml_vk_qvac_out_prod(ctx, subctx, node);
+            if (ggml_vk_qvac_out_prod_is_f16(ctx->device, node)) {
+                ggml_vk_qvac_out_prod_f16(ctx, subctx, node);
+            } else {
+                ggml_vk_qvac_out_prod(ctx, subctx, node);
+            }
+            break;
+        case GGML_OP_MUL_MAT:
+            if (ggml_vk_qvac_mul_mat_is_f16(ctx->device, node)) {
+                ggml_vk_qvac_out_prod_f16(ctx, subctx, node);
+            } else {
+                ggml_vk_qvac_ternary(ctx, subctx, node);
+            }
             break;
         case GGML_OP_CROSS_ENTROPY_LOSS:
             ggml_vk_qvac_cross_entropy_loss(ctx, subctx, node);
@@ -99,6 +192,26 @@ bool ggml_vk_qvac_dispatch(ggml_backend_vk_context * ctx, vk_context & subctx, g
             break;
         default:
             switch (ggml_get_train_op(node)) {
+                case GGML_TRAIN_OP_TQ_QUANTIZE:
+                case GGML_TRAIN_OP_TQ_MUL_MAT:
+                case GGML_TRAIN_OP_TQ_MUL_MAT_BACK:
+                    ggml_vk_qvac_ternary(ctx, subctx, node);
+                    break;
+                case GGML_TRAIN_OP_LOW_RANK_PROJECT:
+                    ggml_vk_qvac_low_rank_project(ctx, subctx, node);
+                    break;
+                case GGML_TRAIN_OP_LOW_RANK_ADD:
+                    ggml_vk_qvac_low_rank_add(ctx, subctx, node);
+                    break;
+                case GGML_TRAIN_OP_LOW_RANK_GRAD:
+                    ggml_vk_qvac_low_rank_grad(ctx, subctx, node);
+                    break;
+                case GGML_TRAIN_OP_RMS_NORM_MUL_BACK:
+                    ggml_vk_qvac_rms_norm_mul_back(ctx, subctx, node);
+                    break;
+                case GGML_TRAIN_OP_SWIGLU_BACK:
+                    ggml_vk_qvac_swiglu_back(ctx, subctx, node);
+                    break;
                 case GGML_TRAIN_OP_ATTENTION:
                     ggml_vk_qvac_attention(ctx, subctx, node);
                     break;

@@ -13,6 +13,12 @@ void ggml_vk_qvac_load_out_prod(vk_device & device, const vk_qvac_create_pipelin
 bool ggml_vk_qvac_out_prod_supported(const vk_device & device, const ggml_tensor * op);
 void ggml_vk_qvac_out_prod(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
 
+// out_prod_f16.cpp
+void ggml_vk_qvac_load_out_prod_f16(vk_device & device, const vk_qvac_create_pipeline & create);
+bool ggml_vk_qvac_out_prod_is_f16(const vk_device & device, const ggml_tensor * dst); // of those that out_prod.cpp supports
+bool ggml_vk_qvac_mul_mat_is_f16(const vk_device & device, const ggml_tensor * dst);  // rather than upstream's
+void ggml_vk_qvac_out_prod_f16(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
+
 // cross_entropy.cpp
 void ggml_vk_qvac_load_cross_entropy(vk_device & device, const vk_qvac_create_pipeline & create);
 bool ggml_vk_qvac_cross_entropy_is_labels(const ggml_tensor * op);
@@ -20,15 +26,54 @@ bool ggml_vk_qvac_cross_entropy_supported(const vk_device & device, const ggml_t
 void ggml_vk_qvac_cross_entropy_loss(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
 void ggml_vk_qvac_cross_entropy_loss_back(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
 
+// low_rank.cpp
+void ggml_vk_qvac_load_low_rank(vk_device & device, const vk_qvac_create_pipeline & create);
+bool ggml_vk_qvac_low_rank_supported(const vk_device & device, const ggml_tensor * op);
+void ggml_vk_qvac_low_rank_project(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
+void ggml_vk_qvac_low_rank_add(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
+void ggml_vk_qvac_low_rank_grad(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
+
+// rms_norm.cpp
+void ggml_vk_qvac_load_rms_norm(vk_device & device, const vk_qvac_create_pipeline & create);
+bool ggml_vk_qvac_takes_rms_norm(const ggml_backend_vk_context * ctx, const ggml_tensor * op);
+bool ggml_vk_qvac_fuses_rms_norm(const ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph, int node_idx);
+void ggml_vk_qvac_rms_norm(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * norm, ggml_tensor * mul);
+bool ggml_vk_qvac_rms_norm_mul_back_supported(const vk_device & device, const ggml_tensor * op);
+void ggml_vk_qvac_rms_norm_mul_back(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
+
+// rope.cpp: ROPE, ROPE_BACK
+void ggml_vk_qvac_load_rope(vk_device & device, const vk_qvac_create_pipeline & create);
+bool ggml_vk_qvac_takes_rope(const ggml_backend_vk_context * ctx, const ggml_tensor * op);
+void ggml_vk_qvac_rope(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
+
+// elementwise.cpp
+void ggml_vk_qvac_load_elementwise(vk_device & device, const vk_qvac_create_pipeline & create);
+bool ggml_vk_qvac_takes_binary(const ggml_backend_vk_context * ctx, const ggml_tensor * op); // ADD, GLU
+void ggml_vk_qvac_binary(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
+bool ggml_vk_qvac_swiglu_back_supported(const vk_device & device, const ggml_tensor * op);
+void ggml_vk_qvac_swiglu_back(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
 // attention.cpp
 void ggml_vk_qvac_load_attention(vk_device & device, const vk_qvac_create_pipeline & create);
 bool ggml_vk_qvac_attention_supported(const vk_device & device, const ggml_tensor * op);
 void ggml_vk_qvac_attention(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
 void ggml_vk_qvac_attention_back(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
 
+// Of upstream's ops we take those with more rows than this; fewer are generation's, where upstream is as fast.
+constexpr int64_t VK_QVAC_FEW_ROWS = 8;
+
+// Float values in the order of memory, in a buffer: what our kernels for upstream's ops read.
+inline bool ggml_vk_qvac_is_plain(const ggml_tensor * t) {
+    return t->type == GGML_TYPE_F32 && ggml_is_contiguous(t) && t->buffer;
+}
+
 // Where `t` begins behind its descriptor, in elements of its type (blocks where it is quantized).
 inline uint32_t ggml_vk_qvac_offset(const ggml_backend_vk_context * ctx, const ggml_tensor * t) {
     return get_misalign_bytes(ctx, t) / (uint32_t) ggml_type_size(t->type);
+}
+
+// Whether `t`, bound as `buffer`, begins at a multiple of 16 bytes, so that four values are read at once.
+inline bool ggml_vk_qvac_is_aligned(const ggml_backend_vk_context * ctx, const ggml_tensor * t, const vk_subbuffer & buffer) {
+    return (buffer.offset + get_misalign_bytes(ctx, t)) % 16 == 0 && buffer.offset % 16 == 0;
 }
 
 // Stride of dimension `dim` in elements of the type of `t` (blocks where it is quantized).

@@ -1,7 +1,7 @@
 // GGML_OP_OUT_PROD, the backward of mul_mat: dst[m, n] = sum_k src0[m, k] * src1[n, k] (qvac_out_prod.comp).
 //
 // src0 is a weight in any type listed below or an F32 view; src1 is F32 at any strides, transposed as ggml's rule for
-// mul_mat makes it. Batches broadcast as in upstream's CPU kernel: src0's batch i2 serves dst's i2 * ratio and on.
+// mul_mat makes it. Big products go to out_prod_f16.cpp where the device has cooperative matrices. Batches broadcast as in upstream's CPU kernel: src0's batch i2 serves dst's i2 * ratio and on.
 
 #include "ops.h"
 
@@ -30,6 +30,7 @@ struct tile_shape {
 // Every shape stays within 16 KiB of shared memory, what Vulkan guarantees, and 256 invocations.
 const tile_shape TILES[VK_QVAC_OUT_PROD_SHAPE_COUNT] = {
     /* SQUARE   */ { 64, 64, 16, 4, 4 },
+    /* LARGE    */ { 128, 64, 16, 8, 4 },
     /* NARROW_N */ { 32,  8, 64, 2, 1 },
     /* NARROW_M */ {  8, 32, 64, 1, 2 }, // no multiple of 32: for unquantized src0 only
 };
@@ -69,6 +70,9 @@ bool has_shader(ggml_type type) {
     return false;
 }
 
+// With at least this many large tiles there is work enough for all of a large GPU.
+constexpr uint64_t LARGE_MIN_TILES = 256;
+
 vk_qvac_out_prod_shape shape_of(const ggml_tensor * dst) {
     if (dst->ne[1] <= NARROW_MAX) {
         return VK_QVAC_OUT_PROD_NARROW_N;
@@ -76,7 +80,9 @@ vk_qvac_out_prod_shape shape_of(const ggml_tensor * dst) {
     if (dst->ne[0] <= NARROW_MAX && !ggml_is_quantized(dst->src[0]->type)) {
         return VK_QVAC_OUT_PROD_NARROW_M;
     }
-    return VK_QVAC_OUT_PROD_SQUARE;
+    const tile_shape & large = TILES[VK_QVAC_OUT_PROD_LARGE];
+    const uint64_t     tiles = CEIL_DIV((uint64_t) dst->ne[0], large.BM) * CEIL_DIV((uint64_t) dst->ne[1], large.BN) * dst->ne[2] * dst->ne[3];
+    return tiles >= LARGE_MIN_TILES && dst->ne[0] >= large.BM && dst->ne[1] >= large.BN ? VK_QVAC_OUT_PROD_LARGE : VK_QVAC_OUT_PROD_SQUARE;
 }
 
 // The shader counts elements in 32 bits; rows of a quantized tensor are contiguous blocks.

@@ -4,16 +4,36 @@
 // change here compiles no file of upstream's again.
 
 #include "../ggml-vulkan-common.h"
+#include "ternary.h"
+#include "ternary_vec.h"
 
-// Tile shapes of the OUT_PROD shader: square for the gradient of activations, and one narrow along each side for the
+// Tile shapes of the OUT_PROD shader: square or larger for the gradient of activations, and one narrow along each side for the
 // gradients of LoRA's A and B, whose small side is the rank.
 enum vk_qvac_out_prod_shape {
     VK_QVAC_OUT_PROD_SQUARE,
+    VK_QVAC_OUT_PROD_LARGE,
     VK_QVAC_OUT_PROD_NARROW_N,
     VK_QVAC_OUT_PROD_NARROW_M,
     VK_QVAC_OUT_PROD_SHAPE_COUNT,
 };
 
+// Tile shapes of products on half-precision operands; those from DEEP on are taken when asked for.
+enum vk_qvac_out_prod_f16_shape {
+    VK_QVAC_OUT_PROD_F16_SMALL,
+    VK_QVAC_OUT_PROD_F16_LARGE,
+    VK_QVAC_OUT_PROD_F16_DEEP,
+    VK_QVAC_OUT_PROD_F16_WIDE,
+    VK_QVAC_OUT_PROD_F16_QUADS,
+    VK_QVAC_OUT_PROD_F16_SHAPE_COUNT,
+};
+
+// Which pipelines of LOW_RANK_PROJECT and LOW_RANK_ADD there are; the values are indices.
+enum vk_qvac_low_rank_variant {
+    VK_QVAC_LOW_RANK_ALONG_K = 1, // p is contiguous along k, as a transposed B
+    VK_QVAC_LOW_RANK_LONG    = 2, // tokens enough for more of them a workgroup
+    VK_QVAC_LOW_RANK_ALIGNED = 4, // what is read four values at a time lies at 16 bytes (LOW_RANK_PROJECT)
+    VK_QVAC_LOW_RANK_VARIANT_COUNT = 8,
+};
 // The kernels of attention; each is made for 16, 32 .. 256 values a head, of which a device needs one or two.
 enum vk_qvac_attention_kernel {
     VK_QVAC_ATTENTION_FORWARD,
@@ -24,15 +44,35 @@ enum vk_qvac_attention_kernel {
 
 constexpr uint32_t VK_QVAC_ATTENTION_WIDTHS = 16;
 
+// Rows of up to 256, 2048 and 6144 values, and longer ones (rms_norm.cpp).
+constexpr uint32_t VK_QVAC_ROW_SHAPE_COUNT = 4;
+
 // With a device: the pipelines.
 struct vk_qvac_device {
     vk_pipeline out_prod[GGML_TYPE_COUNT][VK_QVAC_OUT_PROD_SHAPE_COUNT];
-    vk_pipeline cross_entropy;
-    vk_pipeline cross_entropy_back;
+    vk_pipeline cross_entropy[2];      // one value at a time, and four
+    vk_pipeline cross_entropy_back[2];
+    vk_pipeline halves[2][GGML_TYPE_COUNT][VK_QVAC_OUT_PROD_F16_SHAPE_COUNT][2]; // [OUT_PROD or MUL_MAT], [weights are aligned]
+    vk_pipeline halves_scale[2];                                                 // [is aligned]
+    vk_pipeline halves_sum;
+    vk_qvac_ternary_pipelines ternary;
+    vk_qvac_vec_pipelines ternary_vec;
+    vk_pipeline low_rank_project[VK_QVAC_LOW_RANK_VARIANT_COUNT];
+    vk_pipeline low_rank_add[VK_QVAC_LOW_RANK_VARIANT_COUNT];
+    vk_pipeline low_rank_grad;
+    vk_pipeline rms_norm[VK_QVAC_ROW_SHAPE_COUNT][2][2];       // unaligned and aligned; without and with a product behind it
+    vk_pipeline rms_norm_mul_back[VK_QVAC_ROW_SHAPE_COUNT][2]; // unaligned and aligned
+    vk_pipeline rope[2];              // pairs of neighbours, NEOX
+    vk_pipeline binary[2];            // ADD, SWIGLU
+    vk_pipeline swiglu_back[2];       // one value at a time, and four
     vk_pipeline attention[VK_QVAC_ATTENTION_KERNEL_COUNT][VK_QVAC_ATTENTION_WIDTHS];
 };
 
 // With a backend context: scratch memory and what is known of the graph being recorded.
 struct vk_qvac_context {
     vk_buffer scratch;
+    bool fused_rms_norm = false; // the node being recorded is an RMS_NORM that we fused with the MUL behind it
+    vk_qvac_ternary_state ternary;
+    vk_qvac_vec_wish vec_wish;
+    vk_qvac_fusion fusion;
 };

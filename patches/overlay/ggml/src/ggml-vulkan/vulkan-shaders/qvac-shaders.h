@@ -9,8 +9,52 @@ static void qvac_shaders() {
         string_to_spv("qvac_out_prod_" + type, "qvac_out_prod.comp",
             {{"DATA_A_" + to_uppercase(type), "1"}, {"FLOAT_TYPE", "float"}, {"FLOAT_TYPEV2", "vec2"}, {"FLOAT_TYPEV4", "vec4"}});
     }
+    for (const std::string type : { "f16", "bf16", "q4_0", "q4_1", "q5_0", "q8_0", "q4_k", "q6_k", "tq1_0", "tq2_0" }) {
+        for (const bool mul_mat : { false, true }) {
+            std::map<std::string, std::string> defines = {{"DATA_A_" + to_uppercase(type), "1"}};
+            if (mul_mat) {
+                defines["MUL_MAT"] = "1";
+            }
+            if (mul_mat && type[0] == 't') {
+                continue; // these have a product in integers
+            }
+            const std::string name = (mul_mat ? "qvac_mul_mat_f16_" : "qvac_out_prod_f16_") + type;
+            string_to_spv(name, "qvac_out_prod_f16.comp", defines);
+#if defined(GGML_VULKAN_COOPMAT_GLSLC_SUPPORT)
+            string_to_spv(name, "qvac_out_prod_f16.comp", merge_maps(defines, {{"COOPMAT", "1"}}), true, true);
+#endif
+        }
+    }
+    string_to_spv("qvac_out_prod_scale",     "qvac_out_prod_scale.comp",     {});
+    string_to_spv("qvac_out_prod_sum",       "qvac_out_prod_sum.comp",       {});
     string_to_spv("qvac_cross_entropy",      "qvac_cross_entropy.comp",      {});
     string_to_spv("qvac_cross_entropy_back", "qvac_cross_entropy_back.comp", {});
+    string_to_spv("qvac_tq_quantize", "qvac_tq_quantize.comp", {});
+    for (const std::string type : { "tq1_0", "tq2_0" }) {
+        const std::map<std::string, std::string> vec = {{"DATA_A_" + to_uppercase(type), "1"}};
+        string_to_spv("qvac_tq_mul_mat_vec_" + type + "_plain", "qvac_tq_mul_mat_vec.comp", vec);
+        string_to_spv("qvac_tq_mul_mat_vec_" + type + "_dot", "qvac_tq_mul_mat_vec.comp", merge_maps(vec, {{"TQ_DOT", "1"}}));
+        for (const bool back : { false, true }) {
+            std::map<std::string, std::string> defines = {{"DATA_A_" + to_uppercase(type), "1"}};
+            if (back) {
+                defines["TQ_BACK"] = "1";
+            }
+            const std::string name = (back ? "qvac_tq_mul_mat_back_" : "qvac_tq_mul_mat_") + type;
+            string_to_spv(name + "_plain", "qvac_tq_mul_mat.comp", defines);
+            string_to_spv(name + "_dot", "qvac_tq_mul_mat.comp", merge_maps(defines, {{"TQ_DOT", "1"}}));
+            string_to_spv(name, "qvac_tq_mul_mat.comp", merge_maps(defines, {{"TQ_COOPMAT", "1"}}), true, true); // _cm1
+        }
+    }
+    string_to_spv("qvac_low_rank_project",   "qvac_low_rank_project.comp",   {});
+    string_to_spv("qvac_low_rank_add",       "qvac_low_rank_add.comp",       {});
+    string_to_spv("qvac_low_rank_grad",      "qvac_low_rank_grad.comp",      {});
+    for (const std::string keep : { "2", "6", "14" }) {
+        string_to_spv("qvac_rms_norm_" + keep,          "qvac_rms_norm.comp",          {{"KEEP", keep}});
+        string_to_spv("qvac_rms_norm_mul_back_" + keep, "qvac_rms_norm_mul_back.comp", {{"KEEP", keep}});
+    }
+    string_to_spv("qvac_rope",               "qvac_rope.comp",               {});
+    string_to_spv("qvac_binary",             "qvac_binary.comp",             {});
+    string_to_spv("qvac_swiglu_back",        "qvac_swiglu_back.comp",        {});
     for (const std::string name : { "qvac_attention", "qvac_attention_back_q", "qvac_attention_back_kv" }) {
         string_to_spv(name, name + ".comp", {});
         string_to_spv(name + "_imitation", name + ".comp", {{"IMITATION", "1"}});

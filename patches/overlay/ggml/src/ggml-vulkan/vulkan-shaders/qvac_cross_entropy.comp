@@ -4,6 +4,7 @@
 // is no class at all. One workgroup a row.
 
 layout(binding = 0) readonly buffer Logits { float data_logits[]; };
+layout(binding = 0) readonly buffer Logits4 { vec4 data_logits4[]; };
 layout(binding = 1) readonly buffer Labels { int data_labels[]; };
 layout(binding = 2) writeonly buffer Loss { float data_loss[]; };
 

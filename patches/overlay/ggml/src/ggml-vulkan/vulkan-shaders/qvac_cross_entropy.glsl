@@ -4,6 +4,7 @@
 #extension GL_EXT_control_flow_attributes : enable
 
 layout(constant_id = 0) const uint BLOCK_SIZE = 256; // a power of two
+layout(constant_id = 1) const bool ALIGNED = false;  // rows are whole fours of values, each at 16 bytes
 layout(local_size_x_id = 0, local_size_y = 1, local_size_z = 1) in;
 
 // Offsets and strides in elements.
@@ -25,6 +26,7 @@ const uint ROWS_PER_GRID_LINE = 512;
 
 const float NEG_MAX = -3.402823466e38;
 const uint  NAN_BITS = 0x7fc00000u;
+const uint  MINUS_INFINITY_BITS = 0xff800000u;
 
 shared float row_max[BLOCK_SIZE];
 shared float row_sum[BLOCK_SIZE];
@@ -39,6 +41,35 @@ vec2 merge(const vec2 a, const vec2 b) {
     return vec2(m, a.y * exp(a.x - m) + b.y * exp(b.x - m));
 }
 
+// Fours of a row that an invocation has on their way at once.
+const uint EACH = 4;
+
+// The columns of an invocation's four `k`: side by side where they are read at once, else each beside its neighbours'.
+uvec4 columns(const uint k) {
+    if (ALIGNED) {
+        return 4 * (k * BLOCK_SIZE + gl_LocalInvocationID.x) + uvec4(0, 1, 2, 3);
+    }
+    return (4 * k + uvec4(0, 1, 2, 3)) * BLOCK_SIZE + gl_LocalInvocationID.x;
+}
+
+// Whether any invocation has a four `k`.
+bool is_in_row(const uint k) {
+    return 4 * k * BLOCK_SIZE < p.n_vocab;
+}
+
+// Four logits, those behind the row's end minus infinity: exp makes zeros of them.
+vec4 load_logits(const uint base, const uint k) {
+    const uvec4 column = columns(k);
+    const uvec4 at     = base + min(column, uvec4(p.n_vocab - 1));
+    vec4 x;
+    if (ALIGNED) {
+        x = data_logits4[at.x / 4];
+    } else {
+        x = vec4(data_logits[at.x], data_logits[at.y], data_logits[at.z], data_logits[at.w]);
+    }
+    return mix(vec4(uintBitsToFloat(MINUS_INFINITY_BITS)), x, lessThan(column, uvec4(p.n_vocab)));
+}
+
 // x: the row's maximum, y: sum of exp(logit - maximum). Every invocation of the workgroup must call it.
 //
 // The running maximum starts at the lowest finite number and not at minus infinity: a masked logit of -inf then adds
@@ -47,12 +78,19 @@ vec2 max_and_sum(const uint base) {
     const uint tid = gl_LocalInvocationID.x;
 
     vec2 r = vec2(NEG_MAX, 0.0);
-    for (uint i = tid; i < p.n_vocab; i += BLOCK_SIZE) {
-        const float x = data_logits[base + i];
-        if (x > r.x) {
-            r = vec2(x, r.y * exp(r.x - x) + 1.0);
-        } else {
-            r.y += exp(x - r.x);
+    for (uint k = 0; is_in_row(k); k += EACH) {
+        vec4 x[EACH];
+        [[unroll]] for (uint j = 0; j < EACH; ++j) {
+            x[j] = load_logits(base, k + j);
+        }
+        vec4 m4 = x[0];
+        [[unroll]] for (uint j = 1; j < EACH; ++j) {
+            m4 = max(m4, x[j]);
+        }
+        const float m = max(r.x, max(max(m4.x, m4.y), max(m4.z, m4.w)));
+        r = vec2(m, r.y * exp(r.x - m));
+        [[unroll]] for (uint j = 0; j < EACH; ++j) {
+            r.y += dot(exp(x[j] - m), vec4(1.0));
         }
     }
     row_max[tid] = r.x;

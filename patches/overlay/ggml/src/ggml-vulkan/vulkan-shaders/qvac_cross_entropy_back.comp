@@ -5,10 +5,27 @@
 
 layout(binding = 0) readonly buffer Grad { float data_grad[]; };
 layout(binding = 1) readonly buffer Logits { float data_logits[]; };
+layout(binding = 1) readonly buffer Logits4 { vec4 data_logits4[]; };
 layout(binding = 2) readonly buffer Labels { int data_labels[]; };
 layout(binding = 3) writeonly buffer Dst { float data_dst[]; };
+layout(binding = 3) writeonly buffer Dst4 { vec4 data_dst4[]; };
 
 #include "qvac_cross_entropy.glsl"
+
+void store(const uint base, const uint k, const vec4 d) {
+    const uvec4 column = columns(k);
+    if (ALIGNED) {
+        if (column.x < p.n_vocab) {
+            data_dst4[(base + column.x) / 4] = d;
+        }
+    } else {
+        [[unroll]] for (uint i = 0; i < 4; ++i) {
+            if (column[i] < p.n_vocab) {
+                data_dst[base + column[i]] = d[i];
+            }
+        }
+    }
+}
 
 void main() {
     const uint row = row_of_workgroup();
@@ -16,23 +33,29 @@ void main() {
         return;
     }
 
-    const uint tid   = gl_LocalInvocationID.x;
     const uint base  = p.logits_offset + row * p.nb_logits;
     const uint dst   = p.dst_offset + row * p.nb_dst;
     const int  label = data_labels[p.labels_offset + row];
 
     if (label < 0 || uint(label) >= p.n_vocab) {
         const float fill = label < 0 ? 0.0 : uintBitsToFloat(NAN_BITS);
-        for (uint i = tid; i < p.n_vocab; i += BLOCK_SIZE) {
-            data_dst[dst + i] = fill;
+        for (uint k = 0; is_in_row(k); ++k) {
+            store(dst, k, vec4(fill));
         }
         return;
     }
 
     const float g = p.scale * data_grad[p.grad_offset + row * p.nb_grad];
     const vec2  r = max_and_sum(base);
-    for (uint i = tid; i < p.n_vocab; i += BLOCK_SIZE) {
-        const float prob = exp(data_logits[base + i] - r.x) / r.y;
-        data_dst[dst + i] = g * (prob - (i == uint(label) ? 1.0 : 0.0));
+    const float by = 1.0 / r.y;
+    for (uint k = 0; is_in_row(k); k += EACH) {
+        vec4 x[EACH];
+        [[unroll]] for (uint j = 0; j < EACH; ++j) {
+            x[j] = load_logits(base, k + j);
+        }
+        [[unroll]] for (uint j = 0; j < EACH; ++j) {
+            const vec4 hit = mix(vec4(0.0), vec4(1.0), equal(columns(k + j), uvec4(label)));
+            store(dst, k + j, g * (exp(x[j] - r.x) * by - hit));
+        }
     }
 }

@@ -36,77 +36,18 @@ layout(push_constant) uniform parameter {
     uint a_offset; uint b_offset; uint d_offset;
 } p;
 
-layout(binding = 0) readonly buffer A { A_TYPE data_a[]; };
-#if defined(A_TYPE_PACKED16)
-layout(binding = 0) readonly buffer A_PACKED16 { A_TYPE_PACKED16 data_a_packed16[]; };
-#endif
-#if defined(A_TYPE_PACKED32)
-layout(binding = 0) readonly buffer A_PACKED32 { A_TYPE_PACKED32 data_a_packed32[]; };
-#endif
 layout(binding = 1) readonly buffer B { float data_b[]; };
 layout(binding = 2) writeonly buffer D { float data_d[]; };
-
-#if QUANT_K > 1
-#include "dequant_funcs.glsl"
-#endif
 
 // One word of padding keeps writes down a column on different banks.
 const uint STRIDE_A = BM + 1;
 const uint STRIDE_B = BN + 1;
 
-shared float tile_a[BK * (BM + 1)];
-shared float tile_b[BK * (BN + 1)];
+#define TILE_A_TYPE float
+#define UNROLL_A
+#include "qvac_out_prod_weights.glsl"
 
-#if QUANT_K > 1
-
-// Upstream's `dequantize` gives two values at a time: neighbours where QUANT_R is 1, half a block apart where it is 2.
-// Both lie within 32 elements, hence within the tile and on the same side of M.
-void load_a(const uint base, const uint m0, const uint k0) {
-    const uint apart = QUANT_R == 1 ? 1 : QUANT_K / 2;
-
-    for (uint t = gl_LocalInvocationID.x; t < BK * BM / 2; t += BLOCK_SIZE) {
-        const uint pair = t % (BM / 2);
-        const uint k    = t / (BM / 2);
-#if QUANT_R == 1
-        const uint m = 2 * pair;
-#else
-        const uint m = (pair / 16) * 32 + pair % 16;
-#endif
-        vec2 v = vec2(0.0);
-        if (m0 + m < p.M && k0 + k < p.K) {
-            const uint ib = base + (k0 + k) * p.nb01 + (m0 + m) / QUANT_K;
-            const vec2 dm = get_dm(ib, 0);
-            v = dequantize(ib, (m0 + m) % QUANT_K, 0) * dm.x + dm.y;
-        }
-        tile_a[k * STRIDE_A + m]         = v.x;
-        tile_a[k * STRIDE_A + m + apart] = v.y;
-    }
-}
-
-#else
-
-float element_a(const uint i) {
-#if defined(DATA_A_BF16)
-    return bf16_to_fp32(uint(data_a[i]));
-#else
-    return float(data_a[i]);
-#endif
-}
-
-void load_a(const uint base, const uint m0, const uint k0) {
-    for (uint t = gl_LocalInvocationID.x; t < BK * BM; t += BLOCK_SIZE) {
-        const uint m = t % BM;
-        const uint k = t / BM;
-
-        float v = 0.0;
-        if (m0 + m < p.M && k0 + k < p.K) {
-            v = element_a(base + (k0 + k) * p.nb01 + (m0 + m) * p.nb00);
-        }
-        tile_a[k * STRIDE_A + m] = v;
-    }
-}
-
-#endif
+shared float tile_b[BK * STRIDE_B];
 
 void load_b(const uint base, const uint n0, const uint k0) {
     // A transposed b is contiguous along k, a plain one along n: neighbouring invocations follow memory.

@@ -1,0 +1,217 @@
+// TQ_QUANTIZE, TQ_MUL_MAT and TQ_MUL_MAT_BACK (ggml-train.h), and MUL_MAT with TQ1_0 or TQ2_0 weights: exact in integers by
+// the formulas of ternary.h of ggml-cpu (qvac_tq_quantize.comp, qvac_tq_mul_mat.comp).
+
+#include "ops.h"
+
+#include "ggml-train.h"
+
+namespace {
+
+// Tokens a line of the quantizer's grid.
+constexpr uint32_t TOKENS_PER_GRID_LINE = 32768;
+
+// What quantized tokens are read by.
+constexpr size_t Q_ALIGN = 16;
+
+size_t q_row_size(int64_t n, int64_t limbs) {
+    return limbs * n + GGML_TQ_TOKEN_TAIL;
+}
+
+const ggml_tensor * root_of(const ggml_tensor * t) {
+    return t->view_src ? t->view_src : t;
+}
+
+bool is_weight(const ggml_tensor * w) {
+    return qvac::is_ternary(w->type) && ggml_is_matrix(w) && ggml_is_contiguous(w) && root_of(w)->op == GGML_OP_NONE;
+}
+
+// Offsets and strides of x in floats.
+bool is_float_rows(const ggml_tensor * x) {
+    if (x->type != GGML_TYPE_F32 || x->nb[0] != sizeof(float)) {
+        return false;
+    }
+    for (int dim = 1; dim < GGML_MAX_DIMS; ++dim) {
+        if (x->nb[dim] % sizeof(float) != 0) {
+            return false;
+        }
+    }
+    return true;
+}
+
+// A product of w with `tokens` columns of `limbs` limbs.
+struct product {
+    const ggml_tensor * w;
+    const ggml_tensor * q;   // the tokens: quantized, or floats
+    const ggml_tensor * add;
+    bool                backward;
+    int64_t             m, k, tokens, limbs;
+};
+
+product product_of(const ggml_tensor * op) {
+    product p;
+    p.w        = op->src[0];
+    p.q        = op->src[1];
+    p.add      = op->op == GGML_OP_CUSTOM ? op->src[2] : nullptr;
+    p.backward = ggml_get_train_op(op) == GGML_TRAIN_OP_TQ_MUL_MAT_BACK;
+    p.m        = p.w->ne[p.backward ? 0 : 1];
+    p.k        = p.w->ne[p.backward ? 1 : 0];
+    p.tokens   = ggml_nrows(p.q);
+    p.limbs    = op->op == GGML_OP_MUL_MAT ? 1 : (p.q->ne[0] - GGML_TQ_TOKEN_TAIL) / p.k;
+    return p;
+}
+
+struct quantization {
+    const ggml_tensor * x;
+    int64_t             limbs;
+
+    int64_t tokens() const { return ggml_nrows(x); }
+    size_t  size() const { return tokens() * q_row_size(x->ne[0], limbs); }
+};
+
+bool quantization_supported(const vk_device & device, const quantization & z) {
+    const auto & limits = device->properties.limits;
+    return is_float_rows(z.x) && ggml_nbytes(z.x) <= limits.maxStorageBufferRange && z.size() <= limits.maxStorageBufferRange &&
+           CEIL_DIV(z.tokens(), (int64_t) TOKENS_PER_GRID_LINE) <= limits.maxComputeWorkGroupCount[1];
+}
+
+bool product_supported(const vk_device & device, const ggml_tensor * op) {
+    const product p      = product_of(op);
+    const auto &  limits = device->properties.limits;
+    // The shader needs a tile for any number of tokens; the narrowest holds 16 of them.
+    return is_weight(p.w) && op->type == GGML_TYPE_F32 && ggml_is_contiguous(op) &&
+           ggml_nbytes(p.w) <= limits.maxStorageBufferRange && ggml_nbytes(op) <= limits.maxStorageBufferRange &&
+           p.tokens * q_row_size(p.k, p.limbs) <= limits.maxStorageBufferRange &&
+           CEIL_DIV(p.m, 64) <= limits.maxComputeWorkGroupCount[0] && CEIL_DIV(p.tokens, 16) <= limits.maxComputeWorkGroupCount[1] &&
+           ggml_vk_qvac_ternary_choose(device, { p.m, p.tokens, p.limbs, false }).has_value();
+}
+
+void quantize(ggml_backend_vk_context * ctx, vk_context & subctx, const quantization & z, const vk_subbuffer & out, size_t out_offset) {
+    const ggml_tensor * x        = z.x;
+    vk_pipeline         pipeline = ctx->device->qvac->ternary.quantize;
+    ggml_pipeline_request_descriptor_sets(ctx, pipeline, 1);
+
+    const vk_qvac_tq_quantize_push_constants pc = {
+        (uint32_t) x->ne[0], (uint32_t) z.tokens(), (uint32_t) z.limbs,
+        (uint32_t) x->ne[1], (uint32_t) x->ne[2],
+        ggml_vk_qvac_stride(x, 1), ggml_vk_qvac_stride(x, 2), ggml_vk_qvac_stride(x, 3),
+        ggml_vk_qvac_offset(ctx, x), (uint32_t) (out_offset / sizeof(uint32_t)),
+    };
+    ggml_vk_dispatch_pipeline(ctx, subctx, pipeline, { ggml_vk_tensor_subbuffer(ctx, x, true), out }, pc,
+        { std::min(pc.n_tokens, TOKENS_PER_GRID_LINE), CEIL_DIV(pc.n_tokens, TOKENS_PER_GRID_LINE), 1 });
+}
+
+void multiply(ggml_backend_vk_context * ctx, vk_context & subctx, const product & p, const vk_subbuffer & q, size_t q_offset, ggml_tensor * dst) {
+    if (!p.backward) {
+        vk_qvac_vec_job job = {};
+        job.matrices[0] = { p.w, nullptr, dst };
+        job.n_matrices  = 1;
+        job.source      = VK_QVAC_VEC_QUANTIZED;
+        job.q           = q;
+        job.q_offset    = q_offset;
+        job.tokens      = p.tokens;
+        vk_qvac_vec_plan plan;
+        if (ggml_vk_qvac_plan_vec(ctx, job, plan)) {
+            ggml_vk_qvac_vec(ctx, subctx, plan);
+            return;
+        }
+    }
+    const qvac::tq_scales scales = ggml_vk_qvac_ternary_scales(ctx, p.w);
+    const bool            mixed  = scales.kind == qvac::tq_scale::mixed;
+    const auto            choice = ggml_vk_qvac_ternary_choose(ctx->device, { p.m, p.tokens, p.limbs, mixed });
+    GGML_ASSERT(choice && "QVAC_VK_TERNARY was changed meanwhile");
+
+    vk_pipeline pipeline = ctx->device->qvac->ternary.mul_mat
+        [p.w->type == GGML_TYPE_TQ2_0][p.backward][choice->kernel][choice->tile][p.limbs - 1][mixed];
+    ggml_pipeline_request_descriptor_sets(ctx, pipeline, 1);
+
+    const ggml_tensor * add = p.add ? p.add : dst; // a descriptor has to be there
+    const vk_qvac_tq_mul_mat_push_constants pc = {
+        (uint32_t) p.m, (uint32_t) p.tokens, (uint32_t) p.k,
+        ggml_vk_qvac_offset(ctx, p.w), ggml_vk_qvac_stride(p.w, 1),
+        (uint32_t) (q_offset / Q_ALIGN), (uint32_t) (q_row_size(p.k, p.limbs) / Q_ALIGN),
+        ggml_vk_qvac_offset(ctx, dst), ggml_vk_qvac_offset(ctx, add), p.add != nullptr,
+        mixed ? 0.0f : qvac::tq_value(scales),
+    };
+    ggml_vk_dispatch_pipeline(ctx, subctx, pipeline,
+        { ggml_vk_tensor_subbuffer(ctx, p.w, true), q, ggml_vk_tensor_subbuffer(ctx, add, true),
+          ggml_vk_tensor_subbuffer(ctx, dst, true) },
+        pc, { pc.M, pc.N, 1 });
+}
+
+// Where quantized tokens begin behind their descriptor, in bytes.
+size_t q_offset_of(const ggml_backend_vk_context * ctx, const ggml_tensor * q) {
+    const size_t offset = get_misalign_bytes(ctx, q);
+    GGML_ASSERT(offset % Q_ALIGN == 0);
+    return offset;
+}
+
+} // namespace
+
+bool ggml_vk_qvac_ternary_is_mul_mat(const ggml_tensor * op) {
+    return op->op == GGML_OP_MUL_MAT && is_weight(op->src[0]) && is_float_rows(op->src[1]) && op->type == GGML_TYPE_F32 &&
+           ggml_is_contiguous(op);
+}
+
+bool ggml_vk_qvac_ternary_uses_scales(const ggml_tensor * node) {
+    const ggml_train_op op = ggml_get_train_op(node);
+    return op == GGML_TRAIN_OP_TQ_MUL_MAT || op == GGML_TRAIN_OP_TQ_MUL_MAT_BACK || ggml_vk_qvac_ternary_is_mul_mat(node);
+}
+
+bool ggml_vk_qvac_ternary_supported(const vk_device & device, const ggml_tensor * op) {
+    if (ggml_get_train_op(op) == GGML_TRAIN_OP_TQ_QUANTIZE) {
+        return quantization_supported(device, { op->src[0], (op->ne[0] - GGML_TQ_TOKEN_TAIL) / op->src[0]->ne[0] }) &&
+               op->view_offs % sizeof(uint32_t) == 0;
+    }
+    if (!product_supported(device, op)) {
+        return false;
+    }
+    return op->op == GGML_OP_MUL_MAT ? quantization_supported(device, { op->src[1], 1 }) : op->src[1]->view_offs % Q_ALIGN == 0;
+}
+
+void ggml_vk_qvac_ternary_graph_begin(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph) {
+    ggml_vk_qvac_ternary_scan(ctx, cgraph);
+
+    vk_qvac_ternary_state & state = ctx->qvac->ternary;
+    state.quantized = nullptr;
+    size_t needed = 0;
+    for (int i = 0; i < cgraph->n_nodes; ++i) {
+        const ggml_tensor * node = cgraph->nodes[i];
+        if (ggml_vk_qvac_ternary_is_mul_mat(node)) {
+            needed = std::max(needed, quantization{ node->src[1], 1 }.size());
+        }
+    }
+    if (needed > state.slot_size) {
+        ggml_vk_synchronize(ctx); // an earlier graph may still read the slots
+        state.slot_size = ggml_vk_align_size(needed, ctx->device->properties.limits.minStorageBufferOffsetAlignment);
+        state.slot_size = ggml_vk_align_size(state.slot_size, 256);
+        ggml_vk_destroy_buffer(state.slots);
+        state.slots = ggml_vk_create_buffer_device(ctx->device, 2 * state.slot_size);
+    }
+}
+
+vk_subbuffer ggml_vk_qvac_ternary_tokens(ggml_backend_vk_context * ctx, vk_context & subctx, const ggml_tensor * x) {
+    vk_qvac_ternary_state & state = ctx->qvac->ternary;
+    const quantization      z     = { x, 1 };
+    if (state.quantized != x) {
+        state.slot      = 1 - state.slot;
+        state.quantized = x;
+        quantize(ctx, subctx, z, { state.slots, state.slot * state.slot_size, z.size() }, 0);
+        ggml_vk_sync_buffers(ctx, subctx);
+    }
+    return { state.slots, state.slot * state.slot_size, z.size() };
+}
+
+void ggml_vk_qvac_ternary(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst) {
+    if (ggml_get_train_op(dst) == GGML_TRAIN_OP_TQ_QUANTIZE) {
+        const ggml_tensor * x = dst->src[0];
+        quantize(ctx, subctx, { x, (dst->ne[0] - GGML_TQ_TOKEN_TAIL) / x->ne[0] }, ggml_vk_tensor_subbuffer(ctx, dst, true),
+                 get_misalign_bytes(ctx, dst));
+        return;
+    }
+    const product p = product_of(dst);
+    if (dst->op == GGML_OP_MUL_MAT) {
+        multiply(ctx, subctx, p, ggml_vk_qvac_ternary_tokens(ctx, subctx, p.q), 0, dst);
+    } else {
+        multiply(ctx, subctx, p, ggml_vk_tensor_subbuffer(ctx, p.q, true), q_offset_of(ctx, p.q), dst);
+    }
+}

@@ -1,0 +1,195 @@
+// Which variant of the ternary GEMM (qvac_tq_mul_mat.comp) and which tile shape serves a product.
+
+#include "ops.h"
+
+#include "ggml-vulkan-shaders.hpp"
+
+namespace {
+
+static_assert(sizeof(vk_qvac_tq_mul_mat_push_constants) <= 128, "Vulkan guarantees no more push constants than 128 bytes");
+
+struct tile_shape {
+    uint32_t BM, BN, BK; // outputs, columns (token times limb), step of the sum: 64 or 128
+    uint32_t TM, TN;     // of one invocation, without cooperative matrices; BN / TN is 8 or 16 (the shader's LIMB_RUN)
+    uint32_t WM, WN;     // of one subgroup, with them; WN is 32 or more, so that it holds both limbs of its tokens
+    // Where the product has at least so many tiles of 128 x 128 per core of the device, with and without cooperative
+    // matrices; never where negative. The first shape that may be used is.
+    float    coopmat_from, dot_from;
+
+    uint32_t shared_bytes() const { return (BM + BN) * (BK + 16); }
+    uint32_t invocations() const { return (BM / TM) * (BN / TN); }
+    uint32_t subgroups() const { return (BM / WM) * (BN / WN); }
+};
+
+constexpr float NEVER = -1.0f;
+
+// Measured on an H100 (docs/performance.md). Large products want large tiles, which read and unpack less; the smaller a
+// product, the more tiles it must be cut into for every core to have some, and the longer a step, for loads to be hidden.
+const tile_shape TILES[VK_QVAC_TERNARY_TILE_COUNT] = {
+    { 128, 128,  64, 8, 8, 64, 64, 3.0f,  NEVER },
+    {  64, 128,  64, 4, 8, 32, 64, 1.2f,  NEVER },
+    { 128, 128, 128, 8, 8, 64, 32, 0.75f, NEVER },
+    {  64,  64, 128, 4, 8, 32, 32, 0.0f,  NEVER },
+    {  64,  64,  64, 4, 8, 32, 32, 0.0f,  0.2f  },
+    {  64,  32,  64, 4, 4, 32, 32, 0.0f,  0.0f  },
+    { 256, 128,  64, 8, 8, 64, 64, NEVER, NEVER },
+    { 128, 256,  64, 8, 16, 64, 64, NEVER, NEVER },
+    { 128, 128, 128, 8, 8, 64, 64, NEVER, NEVER },
+    { 256,  64, 128, 8, 8, 64, 64, NEVER, NEVER },
+};
+
+// Where the device does not say how many cores it has.
+constexpr uint32_t CORES_UNKNOWN = 16;
+
+// Mixed scales take twice the registers for sums.
+constexpr int FIRST_MIXED_TILE = 4;
+
+constexpr uint32_t LIMB_RUN = 16; // the shader's
+
+// Bytes of the scales of a step's rows, for mixed scales.
+constexpr uint32_t ROW_SCALES = 128 * sizeof(float);
+
+bool available(const vk_device & device, vk_qvac_ternary_kernel kernel) {
+    switch (kernel) {
+        case VK_QVAC_TERNARY_DOT:
+            return device->qvac_integer_dot;
+        case VK_QVAC_TERNARY_COOPMAT:
+            return device->coopmat_support && device->coopmat_int_support && device->subgroup_size_control &&
+                   device->subgroup_require_full_support &&
+                   // what the tiles above are multiples of
+                   32 % device->coopmat_int_m == 0 && device->coopmat_int_n == LIMB_RUN &&
+                   64 % device->coopmat_int_k == 0 && device->coopmat_int_k % 16 == 0;
+        default:
+            return true;
+    }
+}
+
+bool fits(const vk_device & device, vk_qvac_ternary_kernel kernel, const tile_shape & tile) {
+    const auto &   limits      = device->properties.limits;
+    const uint32_t invocations = kernel == VK_QVAC_TERNARY_COOPMAT ? tile.subgroups() * device->subgroup_size : tile.invocations();
+    return tile.shared_bytes() + ROW_SCALES <= limits.maxComputeSharedMemorySize &&
+           invocations <= limits.maxComputeWorkGroupInvocations && invocations <= limits.maxComputeWorkGroupSize[0];
+}
+
+std::vector<uint32_t> constants(const vk_device & device, vk_qvac_ternary_kernel kernel, const tile_shape & tile, uint32_t limbs, bool mixed) {
+    // Shared memory for two steps where the device has it.
+    const uint32_t stages = 2 * tile.shared_bytes() + ROW_SCALES <= device->properties.limits.maxComputeSharedMemorySize ? 2 : 1;
+    if (kernel == VK_QVAC_TERNARY_COOPMAT) {
+        return { tile.subgroups() * device->subgroup_size, tile.BM, tile.BN, tile.BK, limbs, 0, stages, tile.WM, tile.WN,
+                 device->coopmat_int_m, device->coopmat_int_n, device->coopmat_int_k };
+    }
+    return { tile.invocations(), tile.BM, tile.BN, tile.BK, limbs, mixed, stages, tile.TM, tile.TN };
+}
+
+struct shader {
+    const char * name;
+    uint64_t     size;
+    const void * data;
+};
+
+#define QVAC_TQ(name) { #name, name##_len, name##_data }
+
+const shader SHADERS[2][2][VK_QVAC_TERNARY_KERNEL_COUNT] = {
+    { { QVAC_TQ(qvac_tq_mul_mat_tq1_0_plain), QVAC_TQ(qvac_tq_mul_mat_tq1_0_dot), QVAC_TQ(qvac_tq_mul_mat_tq1_0_cm1) },
+      { QVAC_TQ(qvac_tq_mul_mat_back_tq1_0_plain), QVAC_TQ(qvac_tq_mul_mat_back_tq1_0_dot), QVAC_TQ(qvac_tq_mul_mat_back_tq1_0_cm1) } },
+    { { QVAC_TQ(qvac_tq_mul_mat_tq2_0_plain), QVAC_TQ(qvac_tq_mul_mat_tq2_0_dot), QVAC_TQ(qvac_tq_mul_mat_tq2_0_cm1) },
+      { QVAC_TQ(qvac_tq_mul_mat_back_tq2_0_plain), QVAC_TQ(qvac_tq_mul_mat_back_tq2_0_dot), QVAC_TQ(qvac_tq_mul_mat_back_tq2_0_cm1) } },
+};
+
+// QVAC_VK_TERNARY=[plain|dot|coopmat][:tile] overrides the choice, for tests and for measuring.
+struct override_of_choice {
+    std::optional<vk_qvac_ternary_kernel> kernel;
+    std::optional<int>                    tile;
+    bool                                  wrong = false;
+
+    override_of_choice() {
+        const char * env = getenv("QVAC_VK_TERNARY");
+        if (!env) {
+            return;
+        }
+        const std::string text  = env;
+        const size_t      colon = text.find(':');
+        const std::string name  = text.substr(0, colon);
+        if (name == "plain") {
+            kernel = VK_QVAC_TERNARY_PLAIN;
+        } else if (name == "dot") {
+            kernel = VK_QVAC_TERNARY_DOT;
+        } else if (name == "coopmat") {
+            kernel = VK_QVAC_TERNARY_COOPMAT;
+        } else {
+            wrong = !name.empty();
+        }
+        if (colon != std::string::npos) {
+            tile  = atoi(text.c_str() + colon + 1);
+            wrong = wrong || *tile < 0 || *tile >= VK_QVAC_TERNARY_TILE_COUNT;
+        }
+    }
+};
+
+std::optional<vk_qvac_ternary_kernel> kernel_of(const vk_device & device, const override_of_choice & wish, bool mixed) {
+    if (wish.kernel && !available(device, *wish.kernel)) {
+        return std::nullopt;
+    }
+    if (wish.kernel && !(mixed && *wish.kernel == VK_QVAC_TERNARY_COOPMAT)) {
+        return wish.kernel;
+    }
+    for (const vk_qvac_ternary_kernel kernel : { VK_QVAC_TERNARY_COOPMAT, VK_QVAC_TERNARY_DOT }) {
+        if (available(device, kernel) && !(mixed && kernel == VK_QVAC_TERNARY_COOPMAT)) {
+            return kernel;
+        }
+    }
+    return VK_QVAC_TERNARY_PLAIN;
+}
+
+} // namespace
+
+void ggml_vk_qvac_load_ternary(vk_device & device, const vk_qvac_create_pipeline & create) {
+    vk_qvac_ternary_pipelines & pipelines = device->qvac->ternary;
+    create(pipelines.quantize, "qvac_tq_quantize", qvac_tq_quantize_len, qvac_tq_quantize_data, 2,
+           sizeof(vk_qvac_tq_quantize_push_constants), { 1, 1, 1 }, { 256 }, 0);
+
+    for (int type = 0; type < 2; ++type) {
+        for (int back = 0; back < 2; ++back) {
+            for (int k = 0; k < VK_QVAC_TERNARY_KERNEL_COUNT; ++k) {
+                const vk_qvac_ternary_kernel kernel = (vk_qvac_ternary_kernel) k;
+                if (!available(device, kernel)) {
+                    continue;
+                }
+                const bool coopmat = kernel == VK_QVAC_TERNARY_COOPMAT;
+                for (int t = 0; t < VK_QVAC_TERNARY_TILE_COUNT; ++t) {
+                    const tile_shape & tile = TILES[t];
+                    for (uint32_t limbs = 1; limbs <= (back ? 2 : 1); ++limbs) {
+                        for (int mixed = 0; mixed < (coopmat ? 1 : 2); ++mixed) {
+                            const shader & s = SHADERS[type][back][k];
+                            create(pipelines.mul_mat[type][back][k][t][limbs - 1][mixed], s.name, s.size, s.data, 4,
+                                   sizeof(vk_qvac_tq_mul_mat_push_constants), { tile.BM, tile.BN / limbs, 1 },
+                                   constants(device, kernel, tile, limbs, mixed), coopmat ? device->subgroup_size : 0);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+std::optional<vk_qvac_ternary_choice> ggml_vk_qvac_ternary_choose(const vk_device & device, const vk_qvac_ternary_problem & problem) {
+    const override_of_choice wish;
+    const auto               kernel = kernel_of(device, wish, problem.mixed);
+    if (wish.wrong || !kernel) {
+        return std::nullopt;
+    }
+    const int64_t cores   = device->shader_core_count ? device->shader_core_count : CORES_UNKNOWN;
+    const int64_t columns = problem.tokens * problem.limbs;
+    const float   tiles   = (float) (CEIL_DIV(problem.m, (int64_t) 128) * CEIL_DIV(columns, (int64_t) 128)) / (float) cores;
+
+    std::optional<vk_qvac_ternary_choice> choice;
+    for (int t = problem.mixed ? FIRST_MIXED_TILE : 0; t < VK_QVAC_TERNARY_TILE_COUNT && !choice; ++t) {
+        const float from = *kernel == VK_QVAC_TERNARY_COOPMAT ? TILES[t].coopmat_from : TILES[t].dot_from;
+        const bool  use  = wish.tile ? t == *wish.tile : from >= 0.0f && tiles >= from;
+        if (use && fits(device, *kernel, TILES[t])) {
+            choice = { *kernel, t };
+        }
+    }
+    // Mixed scales have not every shape; else one that was asked for and does not fit is an error.
+    return wish.tile && !problem.mixed && choice && choice->tile != *wish.tile ? std::nullopt : choice;
+}

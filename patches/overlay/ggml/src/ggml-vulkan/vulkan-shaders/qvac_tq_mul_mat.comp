@@ -1,0 +1,356 @@
+#version 450
+
+// Products of ternary weights and quantized tokens, exact in integers (TQ_MUL_MAT and TQ_MUL_MAT_BACK of ggml-train.h, and
+// MUL_MAT; the formulas are in ternary.h of ggml-cpu):
+//
+//     forward   y[m, t] = sum_k w[k, m] * q[k, t]                 the sum runs along a row of W
+//     backward  y[m, t] = sum_k w[m, k] * q[k, t] + add[m, t]     it runs across the rows; TQ_BACK is defined
+//
+// A workgroup makes a tile of BM outputs by BN columns. A column is one limb of one token; of two limbs, 16 columns of
+// first limbs are followed by the 16 of the same tokens' second ones. Per BK steps of k the weights are unpacked, once a
+// tile, to signed bytes in shared memory, beside the tokens' bytes, both with k side by side; the next step's bytes are
+// brought to registers meanwhile. What multiplies differs by variant: plain integers, TQ_DOT (four products an
+// instruction) or TQ_COOPMAT (int8 cooperative matrices). The integers are the same.
+//
+// Rows and tokens beyond the end are read as the last one and not written.
+
+#extension GL_EXT_control_flow_attributes : enable
+#extension GL_EXT_shader_16bit_storage : require
+#if defined(TQ_DOT)
+#extension GL_EXT_integer_dot_product : require
+#elif defined(TQ_COOPMAT)
+#extension GL_EXT_shader_explicit_arithmetic_types_int8 : require
+#extension GL_KHR_shader_subgroup_basic : require
+#extension GL_KHR_cooperative_matrix : require
+#extension GL_KHR_memory_scope_semantics : enable
+#endif
+
+layout(constant_id = 0) const uint BLOCK_SIZE = 256;
+layout(constant_id = 1) const uint BM = 128;   // a multiple of 64
+layout(constant_id = 2) const uint BN = 128;   // a multiple of 32
+layout(constant_id = 3) const uint BK = 64;    // 64 or 128
+layout(constant_id = 4) const uint LIMBS = 1;
+layout(constant_id = 5) const uint MIXED = 0;  // whether the blocks of W differ in scale; not for TQ_COOPMAT
+layout(constant_id = 6) const uint STAGES = 1; // 2: the next step has shared memory of its own, and one barrier does
+#if defined(TQ_COOPMAT)
+layout(constant_id = 7) const uint WM = 64;    // a subgroup makes WM x WN of the tile
+layout(constant_id = 8) const uint WN = 32;
+layout(constant_id = 9) const uint TM = 16;    // in matrices of TM x TN, by TK steps of k
+layout(constant_id = 10) const uint TN = 16;
+layout(constant_id = 11) const uint TK = 32;
+#else
+layout(constant_id = 7) const uint TM = 8;     // an invocation makes TM x TN of the tile
+layout(constant_id = 8) const uint TN = 8;
+#endif
+
+layout(local_size_x_id = 0, local_size_y = 1, local_size_z = 1) in;
+
+layout(push_constant) uniform parameter {
+    uint M; uint N; uint K; // outputs, tokens, length of the sum
+    uint w_offset;          // in blocks
+    uint w_stride;          // blocks a row
+    uint q_offset;          // in 16 bytes
+    uint q_stride;
+    uint d_offset;
+    uint add_offset;
+    uint add;               // whether there is one
+    float d;                // the scale of W
+} p;
+
+layout(binding = 0) readonly buffer W { uint16_t data_w[]; };
+layout(binding = 1) readonly buffer Q { uvec4 data_q[]; };
+layout(binding = 1) readonly buffer S { float data_s[]; };
+layout(binding = 2) readonly buffer A { float data_add[]; };
+layout(binding = 3) writeonly buffer D { float data_d[]; };
+
+#include "qvac_tq_weights.glsl"
+
+// A row of the tile is BK bytes and 16 more, so that 16 bytes of neighbouring rows lie on different banks.
+const uint ROW    = BK / 16 + 1;
+const uint TILE_B = BM * ROW;
+const uint STAGE  = (BM + BN) * ROW;
+shared uvec4 tile[STAGES * STAGE];
+
+// Where the tile of a step begins.
+uint tile_of(const uint step) {
+    return STAGES == 1 ? 0 : step % STAGES * STAGE;
+}
+
+const uint LIMB_RUN = 16; // columns of one limb side by side
+
+uint word(const uint block, const uint w) {
+    return uint(data_w[block * BLOCK_WORDS + w]);
+}
+
+float scale_of(const uint block) {
+    return scale_value(word(block, SCALE_WORD));
+}
+
+void put_word(const uint step, const uint row, const uint k4, const uint v) {
+    tile[tile_of(step) + row * ROW + k4 / 4][k4 % 4] = v;
+}
+
+// --- weights: from memory to registers, and decoded from there to shared memory ---
+
+const uint STEP_QUADS = BK / QUAD;
+
+#if !defined(TQ_BACK)
+
+// A unit is four bytes of a column, hence four weights in each chunk of a quad. Neighbours read neighbouring bytes.
+const uint A_UNITS = BM * STEP_QUADS * 4;
+
+struct unit { uint part; uint quad; uint row; };
+
+unit unit_of(const uint i) {
+    return unit(i % 4, i / 4 % STEP_QUADS, i / 4 / STEP_QUADS);
+}
+
+uvec4 load_a(const uint i, const uint m0, const uint step) {
+    const unit u     = unit_of(i);
+    const uint quad  = step * STEP_QUADS + u.quad;
+    const uint block = p.w_offset + min(m0 + u.row, p.M - 1) * p.w_stride + quad / QUADS;
+    uvec4 raw;
+    [[unroll]] for (uint j = 0; j < COLUMNS; ++j) {
+        const uint column = quad_column(quad % QUADS, j);
+        raw[j] = word(block, column_word(column, 2 * u.part)) | (word(block, column_word(column, 2 * u.part + 1)) << 16);
+    }
+    return raw;
+}
+
+void store_a(const uint i, const uvec4 raw, const uint m0, const uint step) {
+    const unit u    = unit_of(i);
+    const uint quad = (step * STEP_QUADS + u.quad) % QUADS;
+    [[unroll]] for (uint c = 0; c < 4; ++c) {
+        const uint from = c < second_column_from(quad) ? raw[0] : raw[COLUMNS - 1];
+        put_word(step, u.row, (4 * u.quad + c) * 4 + u.part, digits(from, 4 * quad + c, u.part));
+    }
+}
+
+#else
+
+// A unit is two bytes of a column in four neighbouring rows: turned, they are four steps of k for two outputs in each chunk
+// of a quad. Neighbours read neighbouring bytes.
+const uint A_UNITS = (BM / QUAD) * (BK / 4) * 8;
+
+struct unit { uint pair; uint quad; uint k4; };
+
+unit unit_of(const uint i) {
+    return unit(i % 8, i / 8 % (BM / QUAD), i / 8 / (BM / QUAD));
+}
+
+uvec4 load_a(const uint i, const uint m0, const uint step) {
+    const unit u     = unit_of(i);
+    const uint quad  = m0 / QUAD + u.quad;
+    const uint block = p.w_offset + (step * BK + 4 * u.k4) * p.w_stride + quad / QUADS;
+    uvec4 raw;
+    [[unroll]] for (uint j = 0; j < COLUMNS; ++j) {
+        const uint w = column_word(quad_column(quad % QUADS, j), u.pair);
+        raw[2 * j]     = word(block, w) | (word(block + p.w_stride, w) << 16);
+        raw[2 * j + 1] = word(block + 2 * p.w_stride, w) | (word(block + 3 * p.w_stride, w) << 16);
+    }
+    return raw;
+}
+
+void store_a(const uint i, const uvec4 raw, const uint m0, const uint step) {
+    const unit u    = unit_of(i);
+    const uint quad = (m0 / QUAD + u.quad) % QUADS;
+    [[unroll]] for (uint c = 0; c < 4; ++c) {
+        const bool first = c < second_column_from(quad);
+        const uint low   = first ? raw[0] : raw[2 * COLUMNS - 2]; // two bytes of rows 0 and 1
+        const uint high  = first ? raw[1] : raw[2 * COLUMNS - 1]; // and of rows 2 and 3
+        const uint left  = (low & 0xffu) | ((low >> 8) & 0xff00u) | ((high & 0xffu) << 16) | ((high << 8) & 0xff000000u);
+        const uint right = ((low >> 8) & 0xffu) | ((low >> 16) & 0xff00u) | ((high << 8) & 0xff0000u) | (high & 0xff000000u);
+        const uint row   = (4 * u.quad + c) * CHUNK + 2 * u.pair;
+        put_word(step, row,     u.k4, digits(left,  4 * quad + c, u.pair / 2));
+        put_word(step, row + 1, u.k4, digits(right, 4 * quad + c, u.pair / 2));
+    }
+}
+
+#endif
+
+// --- tokens: 16 bytes at a time ---
+
+const uint B_UNITS = BN * (BK / 16);
+
+// Which token of the tile a column belongs to, and which limb it is.
+uint token_of(const uint column) {
+    return LIMBS == 1 ? column : column / (2 * LIMB_RUN) * LIMB_RUN + column % LIMB_RUN;
+}
+
+uint limb_of(const uint column) {
+    return LIMBS == 1 ? 0 : column / LIMB_RUN % 2;
+}
+
+uvec4 load_b(const uint i, const uint t0, const uint step) {
+    const uint column = i / (BK / 16);
+    const uint chunk  = step * (BK / 16) + i % (BK / 16);
+#if defined(TQ_BACK)
+    const uint k16 = chunk;
+#else
+    const uint k16 = chunk / 16 * 16 + chunk_begin(chunk % 16) / 16; // in the order of the weights' chunks
+#endif
+    const uint token = min(t0 + token_of(column), p.N - 1);
+    return data_q[p.q_offset + token * p.q_stride + limb_of(column) * (p.K / 16) + k16];
+}
+
+void store_b(const uint i, const uvec4 v, const uint step) {
+    tile[tile_of(step) + TILE_B + i / (BK / 16) * ROW + i % (BK / 16)] = v;
+}
+
+// --- a step: between registers and shared memory ---
+
+#define LOAD_STEP(step)                                                   \
+    [[unroll]] for (uint j = 0; j < A_ITEMS; ++j) {                       \
+        if (A_UNITS % BLOCK_SIZE == 0 || tid + j * BLOCK_SIZE < A_UNITS) { \
+            next_a[j] = load_a(tid + j * BLOCK_SIZE, m0, step);           \
+        }                                                                 \
+    }                                                                     \
+    [[unroll]] for (uint j = 0; j < B_ITEMS; ++j) {                       \
+        if (B_UNITS % BLOCK_SIZE == 0 || tid + j * BLOCK_SIZE < B_UNITS) { \
+            next_b[j] = load_b(tid + j * BLOCK_SIZE, t0, step);           \
+        }                                                                 \
+    }
+
+#define STORE_STEP(step)                                                  \
+    [[unroll]] for (uint j = 0; j < A_ITEMS; ++j) {                       \
+        if (A_UNITS % BLOCK_SIZE == 0 || tid + j * BLOCK_SIZE < A_UNITS) { \
+            store_a(tid + j * BLOCK_SIZE, next_a[j], m0, step);           \
+        }                                                                 \
+    }                                                                     \
+    [[unroll]] for (uint j = 0; j < B_ITEMS; ++j) {                       \
+        if (B_UNITS % BLOCK_SIZE == 0 || tid + j * BLOCK_SIZE < B_UNITS) { \
+            store_b(tid + j * BLOCK_SIZE, next_b[j], step);               \
+        }                                                                 \
+    }
+
+// --- what becomes of the sums ---
+
+// The correctly rounded x/254, as over_254 of ternary.h.
+float over_254(const float x) {
+    const float r = uintBitsToFloat(0x3b810204u); // 1/254
+    precise const float q        = x * r;
+    precise const float residual = (x - 256.0 * q) + 2.0 * q;
+    precise const float quotient = q + residual * r;
+    return quotient;
+}
+
+float both_limbs(const float s1, const float s2) {
+    precise const float s = s1 + over_254(s2);
+    return s;
+}
+
+// Output `m` of the tile.
+uint output_of(const uint m0, const uint m) {
+#if defined(TQ_BACK)
+    const uint chunk = m0 / CHUNK + m / CHUNK;
+    return chunk / 16 * BLOCK + chunk_begin(chunk % 16) + m % CHUNK;
+#else
+    return m0 + m;
+#endif
+}
+
+// `sum` holds the weights' scales already where they are mixed.
+void put(const uint m, const uint token, const float sum) {
+    if (m >= p.M || token >= p.N) {
+        return;
+    }
+    const float scale = data_s[4 * (p.q_offset + token * p.q_stride + LIMBS * (p.K / 16))];
+    precise const float factor = MIXED != 0 ? scale : scale * p.d;
+    precise float y = sum * factor;
+    if (p.add != 0) {
+        y = y + data_add[p.add_offset + token * p.M + m];
+    }
+    data_d[p.d_offset + token * p.M + m] = y;
+}
+
+#if !defined(TQ_COOPMAT)
+#include "qvac_tq_dot.glsl"
+#endif
+
+void main() {
+    const uint tid = gl_LocalInvocationID.x;
+    const uint m0  = gl_WorkGroupID.x * BM;
+    const uint t0  = gl_WorkGroupID.y * (BN / LIMBS);
+
+#if defined(TQ_COOPMAT)
+    const uint sub_m = gl_SubgroupID % (BM / WM) * WM;
+    const uint sub_n = gl_SubgroupID / (BM / WM) * WN;
+    const uint MS = WM / TM;
+    const uint NS = WN / TN;
+    coopmat<int, gl_ScopeSubgroup, TM, TN, gl_MatrixUseAccumulator> sums[MS * NS];
+    [[unroll]] for (uint i = 0; i < MS * NS; ++i) {
+        sums[i] = coopmat<int, gl_ScopeSubgroup, TM, TN, gl_MatrixUseAccumulator>(0);
+    }
+#else
+    clear_sums();
+#endif
+
+    const uint A_ITEMS = (A_UNITS + BLOCK_SIZE - 1) / BLOCK_SIZE;
+    const uint B_ITEMS = (B_UNITS + BLOCK_SIZE - 1) / BLOCK_SIZE;
+    uvec4 next_a[A_ITEMS];
+    uvec4 next_b[B_ITEMS];
+
+    const uint steps = p.K / BK;
+    LOAD_STEP(0)
+    STORE_STEP(0)
+    barrier();
+    for (uint step = 0; step < steps; ++step) {
+        if (step + 1 < steps) {
+            LOAD_STEP(step + 1)
+        }
+#if defined(TQ_COOPMAT)
+        [[unroll]] for (uint part = 0; part < BK / TK; ++part) {
+            const uint k      = part * (TK / 16);
+            const uint tile_a = tile_of(step) + sub_m * ROW + k;
+            const uint tile_b = tile_of(step) + TILE_B + sub_n * ROW + k;
+            coopmat<int8_t, gl_ScopeSubgroup, TM, TK, gl_MatrixUseA> a[MS];
+            [[unroll]] for (uint i = 0; i < MS; ++i) {
+                coopMatLoad(a[i], tile, tile_a + i * TM * ROW, ROW, gl_CooperativeMatrixLayoutRowMajor);
+            }
+            [[unroll]] for (uint j = 0; j < NS; ++j) {
+                coopmat<int8_t, gl_ScopeSubgroup, TK, TN, gl_MatrixUseB> b;
+                coopMatLoad(b, tile, tile_b + j * TN * ROW, ROW, gl_CooperativeMatrixLayoutColumnMajor);
+                [[unroll]] for (uint i = 0; i < MS; ++i) {
+                    sums[j * MS + i] = coopMatMulAdd(a[i], b, sums[j * MS + i]);
+                }
+            }
+        }
+#else
+        multiply(m0, step);
+#endif
+        if (STAGES == 1) {
+            barrier();
+        }
+        if (step + 1 < steps) {
+            STORE_STEP(step + 1)
+        }
+        barrier();
+    }
+
+#if defined(TQ_COOPMAT)
+    // A subgroup's part of the tile, which is no longer read, takes its matrices one at a time, one of each limb: outputs
+    // side by side, token after token.
+    const uint ONE  = TM * TN / 4;
+    const uint area = gl_SubgroupID * LIMBS * ONE;
+    // (Loops count in ones: in steps of a specialization constant not every driver unrolls, and then sums live in memory.)
+    [[unroll]] for (uint pair = 0; pair < NS / LIMBS; ++pair) {
+        const uint j = pair * LIMBS;
+        [[unroll]] for (uint i = 0; i < MS; ++i) {
+            [[unroll]] for (uint l = 0; l < LIMBS; ++l) {
+                coopMatStore(sums[(j + l) * MS + i], tile, area + l * ONE, TM / 4, gl_CooperativeMatrixLayoutColumnMajor);
+            }
+            controlBarrier(gl_ScopeSubgroup, gl_ScopeSubgroup, gl_StorageSemanticsShared, gl_SemanticsAcquireRelease);
+            for (uint e = gl_SubgroupInvocationID; e < TM * TN; e += gl_SubgroupSize) {
+                float s = float(int(tile[area + e / 4][e % 4]));
+                if (LIMBS == 2) {
+                    s = both_limbs(s, float(int(tile[area + ONE + e / 4][e % 4])));
+                }
+                put(output_of(m0, sub_m + i * TM + e % TM), t0 + token_of(sub_n + j * TN) + e / TM, s);
+            }
+            controlBarrier(gl_ScopeSubgroup, gl_ScopeSubgroup, gl_StorageSemanticsShared, gl_SemanticsAcquireRelease);
+        }
+    }
+#else
+    put_sums(m0, t0);
+#endif
+}

@@ -1,0 +1,113 @@
+//! `bench infer`: prompts and generated tokens through libllama.
+
+use std::num::NonZeroU32;
+
+use clap::builder::RangedU64ValueParser;
+use serde_json::json;
+
+use super::report::{report, table, Subject};
+use super::source::SourceArgs;
+use crate::bench::{self, InferConfig, Test};
+use crate::commands::ui::{Interrupt, Outcome, Problem, Ui};
+use crate::ggml::{peak_host_bytes, Device, DeviceKind};
+use crate::llama::{self, ModelParams};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    source: SourceArgs,
+
+    /// Device to run on, as `devices` lists them; the first GPU if not given, else the CPU
+    #[arg(long, value_name = "NAME")]
+    device: Option<String>,
+
+    /// CPU threads; if not given one for each physical core, or a few beside a GPU
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u32>::new().range(1..=512))]
+    threads: Option<u32>,
+
+    /// Tokens of a prompt; may be repeated, 0 leaves it out
+    #[arg(short, long, value_name = "N", default_values_t = [512usize])]
+    prompt: Vec<usize>,
+
+    /// Tokens to generate, behind a prompt of 13; may be repeated, 0 leaves it out
+    #[arg(short = 'n', long, value_name = "N", default_values_t = [256usize])]
+    generate: Vec<usize>,
+
+    /// Repetitions that are timed, after one that is not
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    reps: usize,
+
+    /// Seed of the tokens
+    #[arg(long, value_name = "N", default_value_t = 42)]
+    seed: u64,
+}
+
+impl Args {
+    /// What is measured, for errors.
+    pub fn source(&self) -> String {
+        self.source.what()
+    }
+}
+
+/// Runs `bench infer`.
+pub fn run(args: &Args, interrupt: Interrupt, ui: &Ui) -> anyhow::Result<Outcome> {
+    let tests: Vec<Test> = (args.prompt.iter().map(|&n| Test::Prompt(n)))
+        .chain(args.generate.iter().map(|&n| Test::Generate(n)))
+        .filter(|t| t.n_tokens() > 0)
+        .collect();
+    if tests.is_empty() {
+        return Err(Problem::new("nothing is left to measure", "pass `--prompt` or `--generate`").into());
+    }
+    let device = match &args.device {
+        Some(name) => Device::by_name(name)?,
+        None => Device::best()?,
+    };
+    let on_gpu = matches!(device.kind(), DeviceKind::Gpu | DeviceKind::Igpu);
+    let n_threads = args.threads.unwrap_or_else(|| llama::default_threads(device.name()));
+    let source = args.source.ready(ui)?;
+    let path = source.path();
+    let subject = Subject::new(&source, &source.open()?, &device, n_threads as usize);
+    let free_before = device.memory().0;
+    let spinner = ui.spinner("load");
+    spinner.message(path.display().to_string());
+    let model = llama::Model::load(path, &ModelParams::on(Some(device.name())))?;
+    drop(spinner);
+
+    let config = InferConfig {
+        reps: args.reps,
+        seed: args.seed,
+        n_threads: NonZeroU32::new(n_threads),
+        interrupt: Some(interrupt.flag()),
+    };
+    let bar = ui.progress("test", (tests.len() * (1 + args.reps)) as u64);
+    let (mut reports, mut rows) = (Vec::new(), Vec::new());
+    for test in tests {
+        bar.message(test.name());
+        let mut device_bytes = 0;
+        let figures = bench::infer(&model, test, &config, &mut || {
+            bar.inc(1);
+            device_bytes = free_before.saturating_sub(device.memory().0).max(device_bytes);
+        })?;
+        let speed = figures.seconds.map(|s| test.n_tokens() as f64 / s);
+        reports.push(json!({
+            "test": test.name(),
+            "reps": args.reps,
+            "tokens_per_second": speed,
+            "first_seconds": figures.first_seconds,
+            "peak_device_bytes": on_gpu.then_some(device_bytes),
+            "peak_host_bytes": peak_host_bytes(),
+        }));
+        let mut row = subject.cells();
+        row.push(test.name());
+        row.extend([speed.median, speed.min, speed.max].map(|s| format!("{s:.1}")));
+        rows.push(row);
+    }
+    drop(bar);
+    if ui.json() {
+        return report(ui, &subject, reports);
+    }
+    let mut headers = Subject::HEADERS.to_vec();
+    headers.extend(["test", "tok/s", "min", "max"]);
+    ui.data(table(&headers, &rows))?;
+    Ok(Outcome::Done)
+}

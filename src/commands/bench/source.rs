@@ -1,0 +1,89 @@
+//! The model that is measured: a file, or one made for the measurement.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+
+use crate::commands::synth;
+use crate::commands::ui::{Problem, Ui};
+use crate::ggml::GgufFile;
+
+/// A model, or what to make one of.
+#[derive(Debug, clap::Args)]
+pub struct SourceArgs {
+    /// The model, a GGUF file; with --shape it is made if it is not there
+    #[arg(short, long, value_name = "GGUF", required_unless_present = "shape")]
+    model: Option<PathBuf>,
+
+    /// Measure a random model of this shape (see `synth`), in a temporary file if there is no --model
+    #[arg(long, value_name = "NAME")]
+    shape: Option<String>,
+
+    /// Type of its linear layers
+    #[arg(long = "type", value_name = "TYPE", default_value = "tq2_0", requires = "shape")]
+    dtype: String,
+}
+
+/// A model file, which may end with the measurement.
+pub enum Source {
+    Kept(PathBuf),
+    Temporary(tempfile::TempPath),
+}
+
+impl Source {
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Kept(path) => path,
+            Self::Temporary(path) => path,
+        }
+    }
+
+    pub fn open(&self) -> crate::ggml::Result<GgufFile> {
+        GgufFile::open(self.path())
+    }
+}
+
+impl SourceArgs {
+    /// For errors.
+    pub fn what(&self) -> String {
+        match (&self.model, &self.shape) {
+            (Some(model), _) => model.display().to_string(),
+            (None, shape) => shape.clone().unwrap_or_default(),
+        }
+    }
+
+    /// The model's file, made if that is asked for.
+    pub fn ready(&self, ui: &Ui) -> anyhow::Result<Source> {
+        let Some(shape) = &self.shape else {
+            return Ok(Source::Kept(self.model.clone().context("clap asks for a model or a shape")?));
+        };
+        let config = synth::config(shape, &self.dtype, 42)?;
+        // Whole or not at all: a file of that name is not looked at closely the next time.
+        let write = |folder: &Path| -> anyhow::Result<tempfile::TempPath> {
+            let file = tempfile::Builder::new().prefix("qvac-ft-bench-").suffix(".gguf").tempfile_in(folder);
+            let file =
+                file.with_context(|| format!("cannot write to `{}`", folder.display()))?.into_temp_path();
+            synth::write(&config, &file, ui)?;
+            Ok(file)
+        };
+        let Some(path) = &self.model else {
+            return Ok(Source::Temporary(write(&std::env::temp_dir())?));
+        };
+        if path.exists() {
+            let file = GgufFile::open(path)?;
+            let (found, expected) = (file.get_str("general.name").ok().flatten(), config.name());
+            if found != Some(&expected) {
+                let fact = format!(
+                    "`{}` is another model: it is called `{}`, expected `{expected}`",
+                    path.display(),
+                    found.unwrap_or_default()
+                );
+                return Err(Problem::new(fact, "leave out `--shape`, or give `--model` another name").into());
+            }
+        } else {
+            let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            write(folder)?.persist(path).with_context(|| format!("cannot write to `{}`", path.display()))?;
+        }
+        Ok(Source::Kept(path.clone()))
+    }
+}
