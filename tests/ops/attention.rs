@@ -155,9 +155,13 @@ impl Case {
 
     /// Forward and backward on every device, twice: the same bits come back.
     fn run(&self) {
+        self.run_where(|_| true);
+    }
+
+    fn run_where(&self, wanted: impl Fn(&Device) -> bool) {
         let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let want = self.reference();
-        for device in devices() {
+        for device in devices().into_iter().filter(wanted) {
             let name = format!(
                 "attention of {} values, {}:{} heads, samples {:?} on {}",
                 self.d,
@@ -228,18 +232,25 @@ fn samples_do_not_see_each_other() {
     }
 }
 
+/// 20 leaves a part of a block empty, 80 shares out unevenly among subgroups.
 #[test]
 fn head_widths() {
-    for d in [4, 64, 80, 96] {
+    for d in [20, 80] {
         Case { d, samples: &[13, 37], ..PLAIN }.run();
     }
 }
 
-/// For these lavapipe has too little shared memory with the tiles of cooperative matrices.
+/// lavapipe has too little shared memory for this with the tiles of cooperative matrices.
 #[test]
 fn wide_heads() {
-    for d in [100, 128, 256] {
-        Case { d, samples: &[13, 37], ..PLAIN }.run();
+    Case { d: 256, samples: &[13, 37], ..PLAIN }.run();
+}
+
+/// Each is three kernels more, which lavapipe compiles for 15 seconds and another device in no time.
+#[test]
+fn head_widths_where_compiling_is_fast() {
+    for d in [4, 48, 64, 96, 100, 128, 160] {
+        Case { d, samples: &[13, 70], ..PLAIN }.run_where(|device| device.kind() != DeviceKind::Software);
     }
 }
 

@@ -70,14 +70,8 @@ struct tile_shape {
     uint32_t block, rows, cols, TM, TN, chunk, step;
 };
 
-constexpr tile_shape PLAIN_TILES[] = {
-    { 256, 64, 64, 4, 4, 16, 16 },
-    { 256, 32, 32, 2, 2, 16,  8 }, // wide heads: as many registers for the output as the above has
-};
-constexpr tile_shape SMALL_TILES[] = {
-    { 128, 32, 32, 4, 2, 16, 16 },
-    { 256, 32, 32, 2, 2, 16,  8 },
-};
+constexpr tile_shape PLAIN_TILE    = { 256, 64, 64, 4, 4, 16, 16 };
+constexpr tile_shape SMALL_TILE    = { 256, 32, 32, 2, 2, 16,  8 }; // within 16 KiB; for wide heads, where PLAIN has too few registers
 constexpr tile_shape SOFTWARE_TILE = { 256, 16, 16, 1, 1, 16, 16 }; // little code: lavapipe compiles slowly
 constexpr tile_shape MATRIX_TILES[] = { // the first that fits
     { 256, 64, 32 },
@@ -136,7 +130,6 @@ std::optional<choice> choose_matrix(const vk_device & device, engine engine, vk_
 // How the device runs a kernel for heads of `d_pad` values, if it can.
 std::optional<choice> choose(const vk_device & device, vk_qvac_attention_kernel kernel, uint32_t d_pad) {
     const uint32_t shared = device->properties.limits.maxComputeSharedMemorySize;
-    const bool     wide   = d_pad > D_WIDE;
 
     if (asked_for("imitation")) {
         return device->fp16 ? choose_matrix(device, IMITATION, kernel, d_pad) : std::nullopt;
@@ -159,11 +152,11 @@ std::optional<choice> choose(const vk_device & device, vk_qvac_attention_kernel 
     if (!plain && !small && device->properties.deviceType == vk::PhysicalDeviceType::eCpu) {
         return choice { PLAIN, SOFTWARE_TILE };
     }
-    if (!small && shared_memory(PLAIN, kernel, PLAIN_TILES[wide], d_pad) <= shared) {
-        return choice { PLAIN, PLAIN_TILES[wide] };
+    if (!small && d_pad <= D_WIDE && shared_memory(PLAIN, kernel, PLAIN_TILE, d_pad) <= shared) {
+        return choice { PLAIN, PLAIN_TILE };
     }
-    GGML_ASSERT(shared_memory(PLAIN, kernel, SMALL_TILES[wide], d_pad) <= SMALL_SHARED_MEMORY);
-    return choice { PLAIN, SMALL_TILES[wide] };
+    GGML_ASSERT(shared_memory(PLAIN, kernel, SMALL_TILE, d_pad) <= SMALL_SHARED_MEMORY);
+    return choice { PLAIN, SMALL_TILE };
 }
 
 uint32_t width_of(const ggml_tensor * q) {
