@@ -13,9 +13,9 @@ mod fused_back;
 mod low_rank;
 mod many_rows;
 mod out_prod;
+mod out_prod_f16;
 mod ternary;
 mod ternary_reference;
-mod out_prod_f16;
 
 use std::sync::{Mutex, PoisonError};
 
