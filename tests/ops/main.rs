@@ -172,14 +172,9 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// Runs `make` on every device and holds what it returns to `want`.
 pub fn check(case: &str, want: &Want, make: impl Fn(Bench) -> Vec<f32>) {
-    check_on(&devices(), case, want, make);
-}
-
-/// The same on some of the devices.
-pub fn check_on(devices: &[Device], case: &str, want: &Want, make: impl Fn(Bench) -> Vec<f32>) {
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    for device in devices {
-        let got = make(Bench::new(device));
+    for device in devices() {
+        let got = make(Bench::new(&device));
         assert_eq!(got.len(), want.values.len(), "{case} on {}", device.name());
         for (i, (&g, (&w, &bound))) in got.iter().zip(want.values.iter().zip(&want.bound)).enumerate() {
             let fits = if w.is_nan() { g.is_nan() } else { (f64::from(g) - w).abs() <= bound };

@@ -103,9 +103,9 @@ fn rotate(x: &[f32], ne: [usize; 3], pos: &[i32], ff: Option<&[f32]>, rope: &Rop
     let magnitude = f64::from(rope.attn_factor) * longer;
 
     let mut out: Vec<f64> = x.iter().map(|&x| x.into()).collect();
-    for (token, &position) in pos.iter().enumerate().take(tokens) {
+    for token in 0..tokens {
         for pair in 0..d / 2 {
-            let exact = f64::from(position) * base.powf(-2.0 * pair as f64 / dims)
+            let exact = f64::from(pos[token]) * base.powf(-2.0 * pair as f64 / dims)
                 / ff.map_or(1.0, |ff| f64::from(ff[pair]));
             let ramp = 1.0 - ((pair as f64 - low) / (high - low).max(0.001)).clamp(0.0, 1.0);
             let mix = ramp * ext;
@@ -125,46 +125,41 @@ fn rotate(x: &[f32], ne: [usize; 3], pos: &[i32], ff: Option<&[f32]>, rope: &Rop
     out
 }
 
+fn rope(ne: [usize; 3], rope: &Rope, ff: bool, offset: usize, back: bool) {
+    let x = noise(64, ne.iter().product());
+    let pos: Vec<i32> = (0..ne[2] as i32).map(|i| (i * 5 + 2) % 43).collect();
+    let ff = ff.then(|| noise(65, ne[0] / 2).iter().map(|f| 1.5 + f.abs()).collect::<Vec<f32>>());
+    let values = rotate(&x, ne, &pos, ff.as_deref(), rope, if back { -1.0 } else { 1.0 });
+    let ne = ne.map(|n| n as i64);
+    let with = (rope.ext_factor, ff.is_some());
+    let case = format!("rope {:?} {ne:?} offset {offset} yarn, ff {with:?} back {back}", rope.kind);
+    check(&case, &Want::within(values, TRANSCENDENTAL), |mut t| {
+        let (x, pos) = (at_offset(&mut t, &ne, &x, offset), t.i32(&pos));
+        let ff = ff.as_ref().map(|ff| t.f32(&[ne[0] / 2], ff));
+        let y = match back {
+            true => t.ops.rope_ext_back(&x, &pos, ff.as_ref(), rope),
+            false => t.ops.rope_ext(&x, &pos, ff.as_ref(), rope),
+        };
+        t.run(&y.unwrap())
+    });
+}
+
 #[test]
 fn rope_forward_and_back() {
-    let yarn = |rope: &Rope| Rope {
-        freq_scale: 0.25,
-        ext_factor: 1.0,
-        attn_factor: 0.9,
-        n_ctx_orig: 64,
-        ..rope.clone()
-    };
-    // Heads of 64 in a workgroup of several tokens, and of one; more values than invocations; a head that no four
-    // pairs fill; few tokens; more workgroups than one line of the grid holds.
-    for [d, heads, tokens] in
-        [[64, 3, 19], [64, 32, 10], [128, 40, 9], [20, 3, 19], [64, 3, 8], [8, 33, 4200]]
-    {
-        let x = noise(64, d * heads * tokens);
-        let pos: Vec<i32> = (0..tokens as i32).map(|i| (i * 5 + 2) % 43).collect();
-        let ff: Vec<f32> = noise(65, d / 2).iter().map(|f| 1.5 + f.abs()).collect();
-        let ne = [d as i64, heads as i64, tokens as i64];
-        for kind in [RopeKind::Norm, RopeKind::Neox] {
-            let plain = rope_params(kind, d as i32);
-            let yarn = yarn(&plain);
-            for (rope, ff, offset) in
-                [(&plain, None, 0), (&yarn, None, 4), (&plain, Some(&ff), 1), (&yarn, Some(&ff), 0)]
-            {
-                for back in [false, true] {
-                    let sign = if back { -1.0 } else { 1.0 };
-                    let values = rotate(&x, [d, heads, tokens], &pos, ff.map(|f| &f[..]), rope, sign);
-                    let with = (rope.ext_factor, ff.is_some());
-                    let case = format!("rope {kind:?} {ne:?} offset {offset} yarn, ff {with:?} back {back}");
-                    check(&case, &Want::within(values, TRANSCENDENTAL), |mut t| {
-                        let (x, pos) = (at_offset(&mut t, &ne, &x, offset), t.i32(&pos));
-                        let ff = ff.map(|ff| t.f32(&[d as i64 / 2], ff));
-                        let y = match back {
-                            true => t.ops.rope_ext_back(&x, &pos, ff.as_ref(), rope),
-                            false => t.ops.rope_ext(&x, &pos, ff.as_ref(), rope),
-                        };
-                        t.run(&y.unwrap())
-                    });
-                }
+    for kind in [RopeKind::Norm, RopeKind::Neox] {
+        // Several tokens in a workgroup, and one; more values than invocations; a head that no four pairs fill; few tokens.
+        for ne in [[64, 3, 19], [64, 32, 10], [128, 40, 9], [20, 3, 19], [64, 3, 8]] {
+            let plain = rope_params(kind, ne[0] as i32);
+            let yarn =
+                Rope { freq_scale: 0.25, ext_factor: 1.0, attn_factor: 0.9, n_ctx_orig: 64, ..plain.clone() };
+            for back in [false, true] {
+                rope(ne, &plain, false, 0, back);
+                rope(ne, &plain, true, 1, back);
+                rope(ne, &yarn, false, 4, back);
+                rope(ne, &yarn, true, 0, back);
             }
         }
     }
+    // More workgroups than one line of the grid holds.
+    rope([64, 32, 520], &rope_params(RopeKind::Neox, 64), false, 0, false);
 }

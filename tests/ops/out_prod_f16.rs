@@ -1,15 +1,14 @@
-//! OUT_PROD and MUL_MAT on half-precision operands, which Vulkan takes for big products on cooperative matrices.
+//! OUT_PROD on half-precision operands, which Vulkan takes for big products on cooperative matrices.
 //!
-//! A process of its own runs the cases with `QVAC_VK_OUT_PROD=coopmat` and `QVAC_VK_MUL_MAT=all`: then every size goes that
-//! way, and devices without cooperative matrices run the variant of the same shader that sums by itself.
+//! A process of its own runs the cases with `QVAC_VK_OUT_PROD=coopmat`: then every size goes that way, and devices without cooperative matrices run the variant of the same shader that sums by itself.
 
 use std::process::Command;
 
 use qvac_ft::ggml::Dtype;
 
-use super::{check, check_on, device, noise, stored, Want};
+use super::{check, noise, stored, Want};
 
-const MODES: [(&str, &str); 2] = [("QVAC_VK_OUT_PROD", "coopmat"), ("QVAC_VK_MUL_MAT", "all")];
+const MODE: (&str, &str) = ("QVAC_VK_OUT_PROD", "coopmat");
 
 /// A half keeps 11 bits; rounding is not said to be to nearest. Two operands, so twice 2^-10.
 const HALF_ROUNDINGS: f64 = 2.0 / 1024.0;
@@ -17,7 +16,7 @@ const HALF_ROUNDINGS: f64 = 2.0 / 1024.0;
 /// Scaled columns reach 2^10 and halves end at 2^-24: what is lost below that, relative to a column's largest value.
 const HALF_FLOOR: f64 = 1.0 / (1u64 << 34) as f64;
 
-/// Every type that has a shader; the last two multiply forward in integers.
+/// Every type that has a shader.
 const TYPES: [Dtype; 10] = [
     Dtype::F16,
     Dtype::BF16,
@@ -30,7 +29,6 @@ const TYPES: [Dtype; 10] = [
     Dtype::TQ1_0,
     Dtype::TQ2_0,
 ];
-const FORWARD_TYPES: usize = 8;
 
 /// Sizes of gradients, one a token in turn: those of real ones, none at all, and what no half could hold.
 const TOKEN_SCALES: [f32; 6] = [1.0, 1e-8, 1e-3, 0.0, 1e20, 1e-30];
@@ -64,20 +62,6 @@ fn columns(n: i64, k: i64) -> Vec<f32> {
     columns
 }
 
-fn mul_mat_case(dtype: Dtype, m: i64, n: i64, k: i64) {
-    let a = noise(1, (m * k) as usize); // [k, m]
-    let columns = columns(n, k);
-    let want = want(&stored(dtype, k, &a), m, k, &columns, |i, kk| i * k as usize + kk);
-    // The CPU multiplies quantized weights with quantized tokens, which is another op's error.
-    let vulkan: Vec<_> = device::vulkan().into_iter().collect();
-    check_on(&vulkan, &format!("mul_mat in halves {dtype} {m}x{n}x{k}"), &want, |mut t| {
-        let a = t.input(dtype, &[k, m], &a);
-        let b = t.f32(&[k, n], &columns);
-        let out = t.ops.mul_mat(&a, &b).unwrap();
-        t.run(&out)
-    });
-}
-
 fn case(dtype: Dtype, m: i64, n: i64, k: i64, transposed: bool) {
     let a = noise(1, (m * k) as usize); // [m, k]
     let columns = columns(n, k);
@@ -102,9 +86,7 @@ fn case(dtype: Dtype, m: i64, n: i64, k: i64, transposed: bool) {
 #[test]
 #[ignore = "run by `in_halves`, with the environment it needs"]
 fn in_halves_here() {
-    for (variable, mode) in MODES {
-        assert_eq!(std::env::var(variable).as_deref(), Ok(mode));
-    }
+    assert_eq!(std::env::var(MODE.0).as_deref(), Ok(MODE.1));
     // On lavapipe each type takes seconds to compile, and few cases little beside that.
     for dtype in TYPES {
         let block = dtype.block_size() as i64;
@@ -115,15 +97,6 @@ fn in_halves_here() {
             }
         }
     }
-    for dtype in &TYPES[..FORWARD_TYPES] {
-        let block = dtype.block_size() as i64;
-        for (m, n, k) in [(1, 2, block.max(8)), (67, 33, if block == 1 { 72 } else { 3 * block })] {
-            mul_mat_case(*dtype, m, n, k);
-        }
-    }
-    // Workgroups share K; tiles of 128.
-    mul_mat_case(Dtype::F16, 40, 34, 1096);
-    mul_mat_case(Dtype::F16, 520, 389, 40);
     case(Dtype::F16, 70, 41, 35, false);
     // Workgroups share K.
     case(Dtype::Q8_0, 96, 34, 1100, true);
@@ -137,7 +110,7 @@ fn in_halves_here() {
 fn in_halves() {
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "out_prod_f16::in_halves_here", "--ignored", "--nocapture"])
-        .envs(MODES)
+        .env(MODE.0, MODE.1)
         .output()
         .unwrap();
     let stdout = String::from_utf8_lossy(&output.stdout);

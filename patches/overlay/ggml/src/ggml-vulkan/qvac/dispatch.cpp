@@ -6,7 +6,7 @@
 
 namespace {
 
-bool is_ours(const vk_device & device, const ggml_tensor * op) {
+bool is_ours(const ggml_tensor * op) {
     switch (op->op) {
         case GGML_OP_OUT_PROD:
             return true;
@@ -14,7 +14,7 @@ bool is_ours(const vk_device & device, const ggml_tensor * op) {
         case GGML_OP_CROSS_ENTROPY_LOSS_BACK:
             return ggml_vk_qvac_cross_entropy_is_labels(op);
         case GGML_OP_MUL_MAT:
-            return ggml_vk_qvac_ternary_is_mul_mat(op) || ggml_vk_qvac_mul_mat_is_f16(device, op);
+            return ggml_vk_qvac_ternary_is_mul_mat(op);
         case GGML_OP_CUSTOM:
             return ggml_get_train_op(op) != GGML_TRAIN_OP_NONE;
         default:
@@ -80,7 +80,7 @@ void ggml_vk_qvac_load_shaders(vk_device & device, const vk_qvac_create_pipeline
 }
 
 vk_qvac_answer ggml_vk_qvac_supports_op(const vk_device & device, const ggml_tensor * op) {
-    if (!is_ours(device, op)) {
+    if (!is_ours(op)) {
         return ggml_vk_qvac_beyond_upstream(device, op) ? vk_qvac_answer::no : vk_qvac_answer::upstream;
     }
     bool supported = false;
@@ -89,7 +89,7 @@ vk_qvac_answer ggml_vk_qvac_supports_op(const vk_device & device, const ggml_ten
             supported = ggml_vk_qvac_out_prod_supported(device, op);
             break;
         case GGML_OP_MUL_MAT:
-            supported = ggml_vk_qvac_mul_mat_is_f16(device, op) || ggml_vk_qvac_ternary_supported(device, op);
+            supported = ggml_vk_qvac_ternary_supported(device, op);
             break;
         case GGML_OP_CUSTOM:
             switch (ggml_get_train_op(op)) {
@@ -146,7 +146,7 @@ bool ggml_vk_qvac_fuse(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph
         elementwise[1] = false;
         return true;
     }
-    if (!is_ours(ctx->device, node)) {
+    if (!is_ours(node)) {
         return false;
     }
     // One node by itself, under its own name in GGML_VK_PERF_LOGGER's table.
@@ -166,7 +166,7 @@ bool ggml_vk_qvac_dispatch(ggml_backend_vk_context * ctx, vk_context & subctx, g
         return true;
     }
     ggml_tensor * node = cgraph->nodes[node_idx];
-    if (!is_ours(ctx->device, node)) {
+    if (!is_ours(node)) {
         return dispatch_taken(ctx, subctx, cgraph, node_idx);
     }
     switch (node->op) {
@@ -178,11 +178,7 @@ bool ggml_vk_qvac_dispatch(ggml_backend_vk_context * ctx, vk_context & subctx, g
             }
             break;
         case GGML_OP_MUL_MAT:
-            if (ggml_vk_qvac_mul_mat_is_f16(ctx->device, node)) {
-                ggml_vk_qvac_out_prod_f16(ctx, subctx, node);
-            } else {
-                ggml_vk_qvac_ternary(ctx, subctx, node);
-            }
+            ggml_vk_qvac_ternary(ctx, subctx, node);
             break;
         case GGML_OP_CROSS_ENTROPY_LOSS:
             ggml_vk_qvac_cross_entropy_loss(ctx, subctx, node);

@@ -16,7 +16,6 @@ void ggml_vk_qvac_out_prod(ggml_backend_vk_context * ctx, vk_context & subctx, g
 // out_prod_f16.cpp
 void ggml_vk_qvac_load_out_prod_f16(vk_device & device, const vk_qvac_create_pipeline & create);
 bool ggml_vk_qvac_out_prod_is_f16(const vk_device & device, const ggml_tensor * dst); // of those that out_prod.cpp supports
-bool ggml_vk_qvac_mul_mat_is_f16(const vk_device & device, const ggml_tensor * dst);  // rather than upstream's
 void ggml_vk_qvac_out_prod_f16(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
 
 // cross_entropy.cpp

@@ -1,4 +1,4 @@
-// OUT_PROD and MUL_MAT for big products: half-precision operands, on cooperative matrices where the device has them.
+// OUT_PROD for big products: half-precision operands, on cooperative matrices where the device has them.
 //
 // Two passes: a copy of src1 in halves, each column scaled by a power of two (qvac_out_prod_scale.comp), and the product,
 // which takes the scale off again (qvac_out_prod_f16.comp). Where one tile a workgroup would leave the device idle, as for
@@ -43,8 +43,8 @@ struct tile_shape {
 
     uint32_t block_size() const { return 32 * (BM / WM) * (BN / WN); }
 
-    // Rows of the tiles have eight halves more; `a` lies either way.
-    uint32_t stage_bytes() const { return 2 * std::max(BK * (BM + 8), BM * (BK + 8)) + 2 * BN * (BK + 8); }
+    // Rows of the tiles have eight halves more.
+    uint32_t stage_bytes() const { return 2 * BK * (BM + 8) + 2 * BN * (BK + 8); }
     uint32_t shared_bytes(uint32_t stages) const { return std::max(stages * stage_bytes(), block_size() / 32 * 1024); }
 
     // Shared memory for two steps where the device has it.
@@ -60,9 +60,6 @@ constexpr uint32_t K_PAD = 64;
 const tile_shape TILES[VK_QVAC_OUT_PROD_F16_SHAPE_COUNT] = {
     /* SMALL */ {  64,  64, 32, 32, 32 },
     /* LARGE */ { 128, 128, 32, 64, 32 },
-    /* DEEP  */ { 128, 128, 64, 64, 32 },
-    /* WIDE  */ { 128, 256, 32, 64, 64 },
-    /* QUADS */ { 128, 128, 32, 64, 64 },
 };
 
 // Products smaller than this gain nothing.
@@ -81,7 +78,8 @@ constexpr uint64_t SHARES_MAX  = 8;
 
 constexpr uint32_t SUM_BLOCK_SIZE = 256;
 
-struct spirv {
+struct type_shader {
+    ggml_type    type;
     const char * name;
     uint64_t     size;
     const void * data;
@@ -89,32 +87,24 @@ struct spirv {
     const void * coopmat_data;
 };
 
-struct type_shader {
-    ggml_type type;
-    spirv     out_prod;
-    spirv     mul_mat; // none of ternary weights: their product is in integers
-};
-
 #if defined(GGML_VULKAN_COOPMAT_GLSLC_SUPPORT)
-#define QVAC_SPIRV(name) { #name, name##_len, name##_data, name##_cm1_len, name##_cm1_data }
+#define QVAC_SHADER(TYPE, name) { TYPE, #name, name##_len, name##_data, name##_cm1_len, name##_cm1_data }
 #else
-#define QVAC_SPIRV(name) { #name, name##_len, name##_data, 0, nullptr }
+#define QVAC_SHADER(TYPE, name) { TYPE, #name, name##_len, name##_data, 0, nullptr }
 #endif
-#define QVAC_HALVES(TYPE, name) { TYPE, QVAC_SPIRV(qvac_out_prod_f16_##name), QVAC_SPIRV(qvac_mul_mat_f16_##name) }
-#define QVAC_TERNARY(TYPE, name) { TYPE, QVAC_SPIRV(qvac_out_prod_f16_##name), {} }
 
 // Not F32: such a base model was asked for its precision.
 const type_shader SHADERS[] = {
-    QVAC_HALVES(GGML_TYPE_F16,    f16),
-    QVAC_HALVES(GGML_TYPE_BF16,   bf16),
-    QVAC_HALVES(GGML_TYPE_Q4_0,   q4_0),
-    QVAC_HALVES(GGML_TYPE_Q4_1,   q4_1),
-    QVAC_HALVES(GGML_TYPE_Q5_0,   q5_0),
-    QVAC_HALVES(GGML_TYPE_Q8_0,   q8_0),
-    QVAC_HALVES(GGML_TYPE_Q4_K,   q4_k),
-    QVAC_HALVES(GGML_TYPE_Q6_K,   q6_k),
-    QVAC_TERNARY(GGML_TYPE_TQ1_0, tq1_0),
-    QVAC_TERNARY(GGML_TYPE_TQ2_0, tq2_0),
+    QVAC_SHADER(GGML_TYPE_F16,    qvac_out_prod_f16_f16),
+    QVAC_SHADER(GGML_TYPE_BF16,   qvac_out_prod_f16_bf16),
+    QVAC_SHADER(GGML_TYPE_Q4_0,   qvac_out_prod_f16_q4_0),
+    QVAC_SHADER(GGML_TYPE_Q4_1,   qvac_out_prod_f16_q4_1),
+    QVAC_SHADER(GGML_TYPE_Q5_0,   qvac_out_prod_f16_q5_0),
+    QVAC_SHADER(GGML_TYPE_Q8_0,   qvac_out_prod_f16_q8_0),
+    QVAC_SHADER(GGML_TYPE_Q4_K,   qvac_out_prod_f16_q4_k),
+    QVAC_SHADER(GGML_TYPE_Q6_K,   qvac_out_prod_f16_q6_k),
+    QVAC_SHADER(GGML_TYPE_TQ1_0,  qvac_out_prod_f16_tq1_0),
+    QVAC_SHADER(GGML_TYPE_TQ2_0,  qvac_out_prod_f16_tq2_0),
 };
 
 const type_shader * shader_of(ggml_type type) {
@@ -133,10 +123,8 @@ bool has_coopmat(const vk_device & device) {
 }
 
 // QVAC_VK_OUT_PROD: "plain" keeps to float32; "coopmat" takes half precision for all sizes, on any device (tests).
-// QVAC_VK_MUL_MAT: "ours" takes big products of weights from upstream where there are cooperative matrices, "all" those of
-// all sizes, on any device (tests).
-bool is_chosen(const char * variable, const char * mode) {
-    const char * const chosen = getenv(variable);
+bool is_chosen(const char * mode) {
+    const char * const chosen = getenv("QVAC_VK_OUT_PROD");
     return chosen && strcmp(chosen, mode) == 0;
 }
 
@@ -151,20 +139,6 @@ struct work_plan {
     uint32_t share_k;
 };
 
-// QVAC_VK_HALVES=shape[:shares], by index in TILES, overrides the choice (measurements).
-struct override_of_choice {
-    int      shape  = -1;
-    uint64_t shares = 0;
-
-    override_of_choice() {
-        if (const char * env = getenv("QVAC_VK_HALVES")) {
-            const char * colon = strchr(env, ':');
-            shape  = *env && env != colon ? atoi(env) : -1;
-            shares = colon ? (uint64_t) atoi(colon + 1) : 0;
-        }
-    }
-};
-
 bool fits(const vk_device & device, const tile_shape & tile) {
     const auto & limits = device->properties.limits;
     return tile.shared_bytes(1) <= limits.maxComputeSharedMemorySize && tile.block_size() <= limits.maxComputeWorkGroupInvocations &&
@@ -172,8 +146,6 @@ bool fits(const vk_device & device, const tile_shape & tile) {
 }
 
 work_plan plan_of(const vk_device & device, int64_t m, int64_t n, int64_t k) {
-    static const override_of_choice wish;
-
     // So many workgroups a core hide each other's loads and barriers.
     const auto shares_of = [&](uint32_t shape, uint64_t a_core) {
         const uint64_t wanted = a_core * core_count(device) / TILES[shape].tiles(m, n);
@@ -184,13 +156,6 @@ work_plan plan_of(const vk_device & device, int64_t m, int64_t n, int64_t k) {
     if (!fits(device, TILES[shape]) || 4 * shares * TILES[shape].tiles(m, n) < 3 * core_count(device)) {
         shape  = VK_QVAC_OUT_PROD_F16_SMALL;
         shares = shares_of(shape, 4);
-    }
-    if (wish.shape >= 0 && wish.shape < VK_QVAC_OUT_PROD_F16_SHAPE_COUNT && fits(device, TILES[wish.shape])) {
-        shape  = (uint32_t) wish.shape;
-        shares = shares_of(shape, 2);
-    }
-    if (wish.shares) {
-        shares = std::min(wish.shares, CEIL_DIV((uint64_t) k, (uint64_t) K_PAD));
     }
     const uint32_t share_k = (uint32_t) CEIL_DIV(CEIL_DIV((uint64_t) k, shares), (uint64_t) K_PAD) * K_PAD;
     return { shape, (uint32_t) CEIL_DIV((uint64_t) k, (uint64_t) share_k), share_k };
@@ -208,21 +173,19 @@ void reserve_scratch(ggml_backend_vk_context * ctx, vk_context & subctx, uint64_
     }
 }
 
-// dst[m, n] = sum_k a * b[k, n], for both ops.
+// dst[m, n] = sum_k a[m, k] * b[n, k].
 struct product {
     const ggml_tensor * a;
     const ggml_tensor * b;
     ggml_tensor *       dst;
-    bool                is_mul_mat; // a is [K, M], b [K, N]; else [M, K] and [N, K]
 
-    explicit product(ggml_tensor * dst) :
-        a(dst->src[0]), b(dst->src[1]), dst(dst), is_mul_mat(dst->op == GGML_OP_MUL_MAT) {}
+    explicit product(ggml_tensor * dst) : a(dst->src[0]), b(dst->src[1]), dst(dst) {}
 
     uint32_t m() const { return (uint32_t) dst->ne[0]; }
     uint32_t n() const { return (uint32_t) dst->ne[1]; }
-    uint32_t k() const { return (uint32_t) a->ne[is_mul_mat ? 0 : 1]; }
-    uint32_t b_stride_n() const { return ggml_vk_qvac_stride(b, is_mul_mat ? 1 : 0); }
-    uint32_t b_stride_k() const { return ggml_vk_qvac_stride(b, is_mul_mat ? 0 : 1); }
+    uint32_t k() const { return (uint32_t) a->ne[1]; }
+    uint32_t b_stride_n() const { return ggml_vk_qvac_stride(b, 0); }
+    uint32_t b_stride_k() const { return ggml_vk_qvac_stride(b, 1); }
 
     // Whether runs of eight weights can be read at once.
     bool a_is_aligned(const ggml_backend_vk_context * ctx, const vk_subbuffer & buffer) const {
@@ -240,63 +203,35 @@ struct product {
 void ggml_vk_qvac_load_out_prod_f16(vk_device & device, const vk_qvac_create_pipeline & create) {
     const bool coopmat = has_coopmat(device);
     for (const type_shader & shader : SHADERS) {
-        for (const bool is_mul_mat : { false, true }) {
-            const spirv & code = is_mul_mat ? shader.mul_mat : shader.out_prod;
-            if (!code.name) {
-                continue;
-            }
-            for (int shape = 0; shape < VK_QVAC_OUT_PROD_F16_SHAPE_COUNT; ++shape) {
-                const tile_shape & tile = TILES[shape];
-                for (const uint32_t aligned : { 0, 1 }) {
-                    if (!fits(device, tile) || (!aligned && (is_mul_mat || ggml_is_quantized(shader.type)))) {
-                        continue;
-                    }
-                    const std::vector<uint32_t> constants = {
-                        tile.block_size(), tile.BM, tile.BN, tile.BK, tile.WM, tile.WN, coopmat ? tile.stages(device) : 1, aligned,
-                    };
-                    create(device->qvac->halves[is_mul_mat][shader.type][shape][aligned], code.name,
-                           coopmat ? code.coopmat_size : code.size, coopmat ? code.coopmat_data : code.data, 4,
-                           sizeof(product_push_constants), { tile.BN, tile.BM, 1 }, constants, coopmat ? 32 : 0);
+        for (int shape = 0; shape < VK_QVAC_OUT_PROD_F16_SHAPE_COUNT; ++shape) {
+            const tile_shape & tile = TILES[shape];
+            for (const uint32_t aligned : { 0, 1 }) {
+                if (!fits(device, tile) || (!aligned && ggml_is_quantized(shader.type))) {
+                    continue;
                 }
+                const std::vector<uint32_t> constants = {
+                    tile.block_size(), tile.BM, tile.BN, tile.BK, tile.WM, tile.WN, coopmat ? tile.stages(device) : 1, aligned,
+                };
+                create(device->qvac->out_prod_f16[shader.type][shape][aligned], shader.name,
+                       coopmat ? shader.coopmat_size : shader.size, coopmat ? shader.coopmat_data : shader.data, 4,
+                       sizeof(product_push_constants), { tile.BN, tile.BM, 1 }, constants, coopmat ? 32 : 0);
             }
         }
     }
     for (const uint32_t aligned : { 0, 1 }) {
-        create(device->qvac->halves_scale[aligned], "qvac_out_prod_scale", qvac_out_prod_scale_len, qvac_out_prod_scale_data, 3,
+        create(device->qvac->out_prod_scale[aligned], "qvac_out_prod_scale", qvac_out_prod_scale_len, qvac_out_prod_scale_data, 3,
                sizeof(scale_push_constants), { 1, 1, 1 }, { aligned }, 0);
     }
-    create(device->qvac->halves_sum, "qvac_out_prod_sum", qvac_out_prod_sum_len, qvac_out_prod_sum_data, 2,
+    create(device->qvac->out_prod_sum, "qvac_out_prod_sum", qvac_out_prod_sum_len, qvac_out_prod_sum_data, 2,
            sizeof(sum_push_constants), { SUM_BLOCK_SIZE, 1, 1 }, {}, 0);
 }
 
 bool ggml_vk_qvac_out_prod_is_f16(const vk_device & device, const ggml_tensor * dst) {
-    if (!shader_of(dst->src[0]->type) || dst->ne[2] * dst->ne[3] != 1 || !device->fp16 || is_chosen("QVAC_VK_OUT_PROD", "plain")) {
+    if (!shader_of(dst->src[0]->type) || dst->ne[2] * dst->ne[3] != 1 || !device->fp16 || is_chosen("plain")) {
         return false;
     }
     const bool is_big = dst->ne[0] >= M_MIN && dst->ne[1] >= N_MIN && dst->src[0]->ne[1] >= K_MIN;
-    return is_chosen("QVAC_VK_OUT_PROD", "coopmat") || (is_big && has_coopmat(device));
-}
-
-bool ggml_vk_qvac_mul_mat_is_f16(const vk_device & device, const ggml_tensor * dst) {
-    const bool all = is_chosen("QVAC_VK_MUL_MAT", "all");
-    if (dst->op != GGML_OP_MUL_MAT || !(all || is_chosen("QVAC_VK_MUL_MAT", "ours")) || !device->fp16) {
-        return false;
-    }
-    const ggml_tensor * a      = dst->src[0]; // [K, M]
-    const ggml_tensor * b      = dst->src[1]; // [K, N]
-    const type_shader * shader = shader_of(a->type);
-    const auto &        limits = device->properties.limits;
-    const tile_shape &  small  = TILES[VK_QVAC_OUT_PROD_F16_SMALL];
-    const bool          is_big = dst->ne[0] >= M_MIN && dst->ne[1] >= N_MIN && a->ne[0] >= K_MIN && has_coopmat(device);
-
-    // A weight, not an activation or a cache, which someone may have asked to be multiplied in full precision.
-    return shader && shader->mul_mat.name && a->op == GGML_OP_NONE && b->type == GGML_TYPE_F32 && dst->type == GGML_TYPE_F32 &&
-           ggml_is_matrix(a) && ggml_is_matrix(b) && ggml_is_contiguous(a) && ggml_is_contiguous(b) && ggml_is_contiguous(dst) &&
-           dst->op_params[0] == GGML_PREC_DEFAULT && a->ne[0] % 8 == 0 && a->view_offs % 16 == 0 &&
-           ggml_nelements(a) < UINT32_MAX && ggml_nelements(b) < UINT32_MAX && ggml_nelements(dst) < UINT32_MAX &&
-           ggml_nbytes(a) <= limits.maxStorageBufferRange && ggml_nbytes(b) <= limits.maxStorageBufferRange &&
-           ggml_nbytes(dst) <= limits.maxStorageBufferRange &&
-           CEIL_DIV(dst->ne[0], (int64_t) small.BM) <= limits.maxComputeWorkGroupCount[1] && (all || is_big);
+    return is_chosen("coopmat") || (is_big && has_coopmat(device));
 }
 
 void ggml_vk_qvac_out_prod_f16(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst) {
@@ -323,13 +258,13 @@ void ggml_vk_qvac_out_prod_f16(ggml_backend_vk_context * ctx, vk_context & subct
     const vk_subbuffer parts = { ctx->prealloc_x, copy_bytes + scale_bytes, share_bytes };
 
     vk_qvac_device & pipelines = *ctx->device->qvac;
-    vk_pipeline      to_halves = pipelines.halves_scale[problem.b_is_aligned(ctx, b_buf)];
-    vk_pipeline      multiply  = pipelines.halves[problem.is_mul_mat][problem.a->type][plan.shape][problem.a_is_aligned(ctx, a_buf)];
+    vk_pipeline      to_halves = pipelines.out_prod_scale[problem.b_is_aligned(ctx, b_buf)];
+    vk_pipeline      multiply  = pipelines.out_prod_f16[problem.a->type][plan.shape][problem.a_is_aligned(ctx, a_buf)];
     const uint32_t   passes    = CEIL_DIV(problem.n(), columns);
     ggml_pipeline_request_descriptor_sets(ctx, to_halves, passes);
     ggml_pipeline_request_descriptor_sets(ctx, multiply, passes);
     if (plan.shares > 1) {
-        ggml_pipeline_request_descriptor_sets(ctx, pipelines.halves_sum, passes);
+        ggml_pipeline_request_descriptor_sets(ctx, pipelines.out_prod_sum, passes);
     }
 
     for (uint32_t n0 = 0; n0 < problem.n(); n0 += columns) {
@@ -359,7 +294,7 @@ void ggml_vk_qvac_out_prod_f16(ggml_backend_vk_context * ctx, vk_context & subct
             ggml_vk_dispatch_pipeline(ctx, subctx, multiply, { a_buf, copy, scale, parts }, pc, { n, m, plan.shares });
             ggml_vk_sync_buffers(ctx, subctx);
             const sum_push_constants sum = { m, n, plan.shares, d_stride, d_offset };
-            ggml_vk_dispatch_pipeline(ctx, subctx, pipelines.halves_sum, { parts, d_buf }, sum, { m, n, 1 });
+            ggml_vk_dispatch_pipeline(ctx, subctx, pipelines.out_prod_sum, { parts, d_buf }, sum, { m, n, 1 });
         }
         ctx->prealloc_x_need_sync = true;
     }

@@ -21,9 +21,6 @@ enum vk_qvac_out_prod_shape {
 enum vk_qvac_out_prod_f16_shape {
     VK_QVAC_OUT_PROD_F16_SMALL,
     VK_QVAC_OUT_PROD_F16_LARGE,
-    VK_QVAC_OUT_PROD_F16_DEEP,
-    VK_QVAC_OUT_PROD_F16_WIDE,
-    VK_QVAC_OUT_PROD_F16_QUADS,
     VK_QVAC_OUT_PROD_F16_SHAPE_COUNT,
 };
 
@@ -55,9 +52,9 @@ struct vk_qvac_device {
     vk_pipeline out_prod[GGML_TYPE_COUNT][VK_QVAC_OUT_PROD_SHAPE_COUNT];
     vk_pipeline cross_entropy[2];      // one value at a time, and four
     vk_pipeline cross_entropy_back[2];
-    vk_pipeline halves[2][GGML_TYPE_COUNT][VK_QVAC_OUT_PROD_F16_SHAPE_COUNT][2]; // [OUT_PROD or MUL_MAT], [weights are aligned]
-    vk_pipeline halves_scale[2];                                                 // [is aligned]
-    vk_pipeline halves_sum;
+    vk_pipeline out_prod_f16[GGML_TYPE_COUNT][VK_QVAC_OUT_PROD_F16_SHAPE_COUNT][2]; // [weights are aligned]
+    vk_pipeline out_prod_scale[2];                                                  // [is aligned]
+    vk_pipeline out_prod_sum;
     vk_qvac_ternary_pipelines ternary;
     vk_qvac_vec_pipelines ternary_vec;
     vk_pipeline low_rank_project[VK_QVAC_LOW_RANK_VARIANT_COUNT];

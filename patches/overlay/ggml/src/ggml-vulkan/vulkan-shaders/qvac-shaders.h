@@ -10,20 +10,11 @@ static void qvac_shaders() {
             {{"DATA_A_" + to_uppercase(type), "1"}, {"FLOAT_TYPE", "float"}, {"FLOAT_TYPEV2", "vec2"}, {"FLOAT_TYPEV4", "vec4"}});
     }
     for (const std::string type : { "f16", "bf16", "q4_0", "q4_1", "q5_0", "q8_0", "q4_k", "q6_k", "tq1_0", "tq2_0" }) {
-        for (const bool mul_mat : { false, true }) {
-            std::map<std::string, std::string> defines = {{"DATA_A_" + to_uppercase(type), "1"}};
-            if (mul_mat) {
-                defines["MUL_MAT"] = "1";
-            }
-            if (mul_mat && type[0] == 't') {
-                continue; // these have a product in integers
-            }
-            const std::string name = (mul_mat ? "qvac_mul_mat_f16_" : "qvac_out_prod_f16_") + type;
-            string_to_spv(name, "qvac_out_prod_f16.comp", defines);
+        const std::map<std::string, std::string> defines = {{"DATA_A_" + to_uppercase(type), "1"}};
+        string_to_spv("qvac_out_prod_f16_" + type, "qvac_out_prod_f16.comp", defines);
 #if defined(GGML_VULKAN_COOPMAT_GLSLC_SUPPORT)
-            string_to_spv(name, "qvac_out_prod_f16.comp", merge_maps(defines, {{"COOPMAT", "1"}}), true, true);
+        string_to_spv("qvac_out_prod_f16_" + type, "qvac_out_prod_f16.comp", merge_maps(defines, {{"COOPMAT", "1"}}), true, true);
 #endif
-        }
     }
     string_to_spv("qvac_out_prod_scale",     "qvac_out_prod_scale.comp",     {});
     string_to_spv("qvac_out_prod_sum",       "qvac_out_prod_sum.comp",       {});

@@ -1,12 +1,11 @@
 #version 450
 
-// OUT_PROD and MUL_MAT for big products, on half-precision operands with sums in float32:
+// OUT_PROD for big products, on half-precision operands with sums in float32:
 //
-//     OUT_PROD                dst[m, n] = inv_scale[n] * sum_k half(a[m, k]) * b[k, n]
-//     MUL_MAT (as MUL_MAT)    dst[m, n] = inv_scale[n] * sum_k half(a[k, m]) * b[k, n]
+//     dst[m, n] = inv_scale[n] * sum_k half(a[m, k]) * b[k, n]
 //
 // a in any weight type; b the copy that qvac_out_prod_scale.comp makes, k contiguous, each column scaled by a power of two so
-// that neither small nor large values leave the range of a half. The two differ in which way the piece of `a` lies.
+// that neither small nor large values leave the range of a half.
 //
 // A workgroup makes one BM x BN tile over one share of K, each of its warps WM x WN of that in squares of 16. With COOPMAT
 // a square is a cooperative matrix, and the bytes of the next step are brought to registers while this one is multiplied:
@@ -59,13 +58,8 @@ layout(binding = 3) writeonly buffer D { float data_d[]; };
 
 // The piece of `a` lies in shared memory as in its rows, and that of b column by column, eight halves an element. Rows have
 // one element more, so that those of neighbouring rows lie on different banks.
-#ifdef MUL_MAT
-const uint COLUMNS_A = BK;
-const uint ROWS_A    = BM;
-#else
 const uint COLUMNS_A = BM;
 const uint ROWS_A    = BK;
-#endif
 const uint RUNS_A   = COLUMNS_A / 8;
 const uint RUNS_B   = BK / 8;
 const uint STRIDE_A = RUNS_A + 1;
@@ -89,19 +83,11 @@ const uint B_ITEMS = (B_UNITS + BLOCK_SIZE - 1) / BLOCK_SIZE;
 
 // Which column of `a` a unit begins with.
 uint column_a(const uint i, const uint m0, const uint k0) {
-#ifdef MUL_MAT
-    return min(k0 + i % RUNS_A * 8, p.K - 8);
-#else
     return ALIGNED != 0 ? min(m0 + i % RUNS_A * 8, p.M - 8) : m0 + i % RUNS_A * 8;
-#endif
 }
 
 raw_weights load_a(const uint i, const uint m0, const uint k0) {
-#ifdef MUL_MAT
-    const uint row = min(m0 + i / RUNS_A, p.M - 1);
-#else
     const uint row = min(k0 + i / RUNS_A, p.K - 1);
-#endif
     return load_weights(p.a_offset + row * p.nb01, column_a(i, m0, k0), p.nb00, p.M - 1);
 }
 
@@ -150,11 +136,7 @@ float half_of(const uint at, const uint i) {
 }
 
 float tile_a(const uint k, const uint m) {
-#ifdef MUL_MAT
-    return half_of(m * STRIDE_A, k);
-#else
     return half_of(k * STRIDE_A, m);
-#endif
 }
 
 float tile_b(const uint k, const uint n) {
@@ -216,11 +198,7 @@ void main() {
         [[unroll]] for (uint k = 0; k < BK / 16; ++k) {
             coopmat<float16_t, gl_ScopeSubgroup, 16, 16, gl_MatrixUseA> a[SQUARES_M];
             [[unroll]] for (uint i = 0; i < SQUARES_M; ++i) {
-#ifdef MUL_MAT
-                coopMatLoad(a[i], tile, at + (m_warp + 16 * i) * STRIDE_A + 2 * k, STRIDE_A, gl_CooperativeMatrixLayoutRowMajor);
-#else
                 coopMatLoad(a[i], tile, at + 16 * k * STRIDE_A + m_warp / 8 + 2 * i, STRIDE_A, gl_CooperativeMatrixLayoutColumnMajor);
-#endif
             }
             [[unroll]] for (uint j = 0; j < SQUARES_N; ++j) {
                 coopmat<float16_t, gl_ScopeSubgroup, 16, 16, gl_MatrixUseB> b;
