@@ -12,7 +12,7 @@ use common::numeric::{
     distance, engine, gradients, lora, loss, micro_batch, nano, norm, pico, randomize, rewritten, rows,
     samples, scales, write_model, Setup, FAMILIES,
 };
-use qvac_ft::ggml::Dtype;
+use qvac_ft::ggml::{DeviceKind, Dtype};
 use qvac_ft::synth::{self, Family};
 use qvac_ft::train::{Engine, MicroBatch, Recompute};
 use rand::{Rng, SeedableRng};
@@ -33,8 +33,12 @@ const RECOMPUTE: f64 = 0.0;
 /// device has f16, 5e-4 at most each; the pico and nano models, with an adapter as heavy as the layers, make of that some
 /// 1e-2 of a gradient, much the same for every matrix.
 const VULKAN: f64 = 3e-2;
-/// The same with ternary weights, where the CPU rounds a token's activations to 8 bits (1/254 of the largest at most).
-const VULKAN_TERNARY: f64 = 0.15;
+/// The same with ternary weights, whose products are the same integers on both: what is left are sums of floats in other
+/// orders (2e-4 found), where attention is in floats...
+const VULKAN_TERNARY: f64 = 1e-3;
+/// ...and on GPUs with cooperative matrices attention in halves, after which some activations round to 8 bits the other way
+/// (3e-2 found on an H100).
+const GPU_TERNARY: f64 = 6e-2;
 
 const SEQ_LEN: usize = 16;
 /// Three rows, with padding, of two samples, one and one.
@@ -209,7 +213,12 @@ fn vulkan_against_the_cpu() {
     for dtype in [Dtype::TQ2_0, Dtype::TQ1_0, Dtype::F16, Dtype::Q8_0] {
         let dir = tempfile::tempdir().unwrap();
         let model = write_model(&nano(Family::Bitnet, dtype), dir.path());
-        let tolerance = if dtype.is_ternary() { VULKAN_TERNARY } else { VULKAN };
+        let software = vulkan().is_none_or(|device| device.kind() == DeviceKind::Software);
+        let tolerance = match (dtype.is_ternary(), software) {
+            (true, true) => VULKAN_TERNARY,
+            (true, false) => GPU_TERNARY,
+            (false, _) => VULKAN,
+        };
         on_vulkan(&model, &format!("bitnet {dtype}"), tolerance);
     }
 }

@@ -103,9 +103,9 @@ fn rotate(x: &[f32], ne: [usize; 3], pos: &[i32], ff: Option<&[f32]>, rope: &Rop
     let magnitude = f64::from(rope.attn_factor) * longer;
 
     let mut out: Vec<f64> = x.iter().map(|&x| x.into()).collect();
-    for token in 0..tokens {
+    for (token, &position) in pos.iter().enumerate().take(tokens) {
         for pair in 0..d / 2 {
-            let exact = f64::from(pos[token]) * base.powf(-2.0 * pair as f64 / dims)
+            let exact = f64::from(position) * base.powf(-2.0 * pair as f64 / dims)
                 / ff.map_or(1.0, |ff| f64::from(ff[pair]));
             let ramp = 1.0 - ((pair as f64 - low) / (high - low).max(0.001)).clamp(0.0, 1.0);
             let mix = ramp * ext;
