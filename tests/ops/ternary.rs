@@ -1,12 +1,14 @@
 //! The quantizer, TQ_MUL_MAT and its backward, and MUL_MAT with ternary weights, bit for bit (`ternary_reference.rs`).
 
-use qvac_ft::ggml::{Dtype, Tensor};
+use std::sync::PoisonError;
+
+use qvac_ft::ggml::{Backend, Context, Dtype, Executor, Graph, Tensor};
 
 use super::ternary_reference::{
     assert_same, backward, floats, forward, odd_tokens, on_variants, Random, Scales, Tokens, Weights,
     ALL_VARIANTS, AMAX_MIN, MIXED_VARIANTS, TAIL, TOKENS, TYPES,
 };
-use super::Bench;
+use super::{devices, Bench, ONE_AT_A_TIME};
 
 /// A float sum of `k` products, each of a dequantized weight and a token of two limbs: `k` roundings, and a few more for
 /// the operands, relative to the sum of magnitudes.
@@ -340,4 +342,40 @@ fn many_products_in_one_graph() {
         products.into_iter().reduce(|sum, y| bench.ops.add(&sum, &y).unwrap()).unwrap()
     };
     on_variants("many products", &[""], make, |what, got| assert_same(what, &floats(got), &want));
+}
+
+/// Scales are looked at once and kept: until somebody writes the weight again.
+#[test]
+fn a_weight_written_again_has_its_new_scale() {
+    // Others choose variants through the environment.
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    for device in devices() {
+        let backend = Backend::new(&device, 1).unwrap();
+        let inputs = Context::new(2, 0).unwrap();
+        let w = inputs.new_tensor("w", Dtype::TQ2_0, &[256, 40]).unwrap();
+        let x = inputs.new_tensor("x", Dtype::F32, &[256, 9]).unwrap();
+        backend.alloc(&inputs, "the operands").unwrap();
+        x.upload(&Random(5).values(256 * 9)).unwrap();
+        let ctx = Context::new(4, 64).unwrap();
+        let y = ctx.tq_mul_mat(&w, &ctx.tq_quantize(&x, 1).unwrap()).unwrap();
+        y.set_output();
+        let exec = Executor::new(&backend, None);
+        let graph = Graph::in_order(&ctx, std::slice::from_ref(&y)).unwrap();
+        let plan = exec.plan(vec![graph]).unwrap().remove(0);
+        let product = |scale: f32| {
+            let mut bytes = vec![0b01_10_00_10u8; w.nbytes()];
+            let d = half::f16::from_f32(scale).to_le_bytes();
+            bytes.chunks_exact_mut(66).for_each(|block| block[64..].copy_from_slice(&d));
+            w.upload_bytes(0, &bytes).unwrap();
+            exec.compute(&plan).unwrap();
+            y.download::<f32>().unwrap()
+        };
+        let (once, twice) = (product(1.0), product(2.0));
+        assert!(once.iter().any(|&v| v != 0.0), "on {}", device.name());
+        assert_same(
+            &format!("on {}", device.name()),
+            &twice,
+            &once.iter().map(|v| 2.0 * v).collect::<Vec<_>>(),
+        );
+    }
 }
