@@ -8,7 +8,7 @@ use crate::ggml::{Context, Tensor};
 
 use super::block::Net;
 use super::error::Result;
-use super::lora::Group;
+use super::lora::{Group, Param};
 use super::spec::Target;
 use super::weights::Linear;
 
@@ -63,8 +63,8 @@ impl Net<'_> {
             let mut rest = residual;
             if let (Some((adapters, scale)), Some(ax)) = (lora, &ax) {
                 if let Some((i, b)) = member(adapters, *target) {
-                    let bt = ctx.transpose(b)?; // [n_out, rank]
-                    let z = rows_of(ctx, ax, i, b.ne()[0])?; // [rank, n_tokens]
+                    let bt = ctx.transpose(&b.value)?; // [n_out, rank]
+                    let z = rows_of(ctx, ax, i, b.value.ne()[0])?; // [rank, n_tokens]
                     *y = ctx.low_rank_add(y, &bt, &z, rest.filter(|_| plain), scale)?; // [n_out, n_tokens]
                     rest = rest.filter(|_| !plain);
                 }
@@ -132,13 +132,11 @@ impl Net<'_> {
             gradients.push(ctx.low_rank_grad(grad, &saved.x, &dz, 1.0)?); // [n_in, n_adapters * rank]
         }
         for ((target, _), dy) in layers.iter().zip(&dys) {
-            let Some((i, b)) = adapters.b.iter().enumerate().find(|(_, (t, _))| t == target) else {
-                continue;
-            };
-            let Some(grad) = &b.1.grad else { continue };
+            let Some((i, b)) = member(adapters, *target) else { continue };
+            let Some(grad) = &b.grad else { continue };
             let z = rows_of(ctx, ax, i, grad.ne()[0])?; // [rank, n_tokens]
-            gradients.push(ctx.low_rank_grad(&ctx.transpose(grad)?, dy, &z, scale)?);
-            // [n_out, rank]
+            let db = ctx.low_rank_grad(&ctx.transpose(grad)?, dy, &z, scale)?; // [n_out, rank]
+            gradients.push(db);
         }
         Ok(dx)
     }
@@ -157,7 +155,7 @@ impl Net<'_> {
         dys: &[Tensor],
     ) -> Result<Vec<Tensor>> {
         let adapted = layers.iter().zip(dys).filter_map(|((t, _), dy)| Some((member(adapters, *t)?.1, dy)));
-        adapted.map(|(b, dy)| Ok(ctx.low_rank_project(&ctx.transpose(b)?, dy, scale)?)).collect()
+        adapted.map(|(b, dy)| Ok(ctx.low_rank_project(&ctx.transpose(&b.value)?, dy, scale)?)).collect()
     }
 
     /// The sum of `W^T dy` over layers that read the same.
@@ -182,9 +180,9 @@ impl Net<'_> {
 }
 
 /// The place of a layer among a group's adapters, and its B.
-fn member(adapters: &Group, target: Target) -> Option<(usize, &Tensor)> {
+fn member(adapters: &Group, target: Target) -> Option<(usize, &Param)> {
     let found = adapters.b.iter().enumerate().find(|(_, (t, _))| *t == target);
-    found.map(|(i, (_, b))| (i, &b.value))
+    found.map(|(i, (_, b))| (i, b))
 }
 
 /// The part of `A x` that belongs to the `i`th adapter of a group.
