@@ -2,29 +2,12 @@
 // of the token tensor: the shaders read it once per 8 columns (LOW_RANK_ADD: once). Where that comes from memory rather
 // than a cache, low_rank_long.cpp takes over, if everything is aligned.
 
-#include "ops.h"
+#include "low_rank.h"
 
 #include "ggml-train.h"
 #include "ggml-vulkan-shaders.hpp"
 
 namespace {
-
-struct project_push_constants {
-    uint32_t N, R, T;
-    uint32_t nbp0, nbp1;
-    uint32_t nbv1;
-    uint32_t p_offset, v_offset, z_offset;
-    float    scale;
-};
-
-struct add_push_constants {
-    uint32_t N, R, T;
-    uint32_t nbp0, nbp1;
-    uint32_t nbz1;
-    uint32_t y_offset, p_offset, z_offset, add_offset;
-    uint32_t has_add;
-    float    scale;
-};
 
 struct grad_push_constants {
     uint32_t N, R, T;
@@ -65,11 +48,11 @@ void ggml_vk_qvac_load_low_rank(vk_device & device, const vk_qvac_create_pipelin
         const uint32_t aligned = variant & VK_QVAC_LOW_RANK_ALIGNED ? 1 : 0;
 
         create(device->qvac->low_rank_project[variant], "qvac_low_rank_project", qvac_low_rank_project_len, qvac_low_rank_project_data, 3,
-               sizeof(project_push_constants), { COLUMNS, PROJECT_TOKENS, 1 },
+               sizeof(vk_qvac_project_push_constants), { COLUMNS, PROJECT_TOKENS, 1 },
                { PROJECT_TOKENS, along_k ? COLUMNS : 1, aligned }, 0);
         if (!aligned) {
             create(device->qvac->low_rank_add[variant], "qvac_low_rank_add", qvac_low_rank_add_len, qvac_low_rank_add_data, 4,
-                   sizeof(add_push_constants), { BLOCK_SIZE, ADD_TOKENS, 1 }, { ADD_TOKENS, along_k }, 0);
+                   sizeof(vk_qvac_low_rank_add_push_constants), { BLOCK_SIZE, ADD_TOKENS, 1 }, { ADD_TOKENS, along_k }, 0);
         }
     }
     create(device->qvac->low_rank_grad, "qvac_low_rank_grad", qvac_low_rank_grad_len, qvac_low_rank_grad_data, 3,
@@ -97,6 +80,45 @@ bool ggml_vk_qvac_low_rank_supported(const vk_device & device, const ggml_tensor
     }
 }
 
+void ggml_vk_qvac_record_project(ggml_backend_vk_context * ctx, vk_context & subctx, vk_pipeline & pipeline, ggml_tensor * dst) {
+    const ggml_tensor * p = dst->src[0]; // [n, r]
+    const ggml_tensor * v = dst->src[1]; // [n, T]
+
+    const vk_qvac_project_push_constants pc = {
+        (uint32_t) p->ne[0], (uint32_t) p->ne[1], (uint32_t) v->ne[1],
+        ggml_vk_qvac_stride(p, 0), ggml_vk_qvac_stride(p, 1),
+        ggml_vk_qvac_stride(v, 1),
+        ggml_vk_qvac_offset(ctx, p), ggml_vk_qvac_offset(ctx, v), ggml_vk_qvac_offset(ctx, dst),
+        ggml_train_op_param(dst),
+    };
+    ggml_pipeline_request_descriptor_sets(ctx, pipeline, 1);
+    ggml_vk_dispatch_pipeline(ctx, subctx, pipeline,
+        { ggml_vk_tensor_subbuffer(ctx, p, true), ggml_vk_tensor_subbuffer(ctx, v, true), ggml_vk_tensor_subbuffer(ctx, dst, true) },
+        pc, { pc.R, pc.T, 1 });
+}
+
+void ggml_vk_qvac_record_low_rank_add(ggml_backend_vk_context * ctx, vk_context & subctx, vk_pipeline & pipeline, ggml_tensor * dst) {
+    const ggml_tensor * y   = dst->src[0]; // [n, T]
+    const ggml_tensor * p   = dst->src[1]; // [n, r]
+    const ggml_tensor * z   = dst->src[2]; // [r, T]
+    const ggml_tensor * add = dst->src[3]; // [n, T] or none
+
+    const vk_qvac_low_rank_add_push_constants pc = {
+        (uint32_t) y->ne[0], (uint32_t) p->ne[1], (uint32_t) y->ne[1],
+        ggml_vk_qvac_stride(p, 0), ggml_vk_qvac_stride(p, 1),
+        ggml_vk_qvac_stride(z, 1),
+        ggml_vk_qvac_offset(ctx, dst), ggml_vk_qvac_offset(ctx, p), ggml_vk_qvac_offset(ctx, z), add ? ggml_vk_qvac_offset(ctx, add) : 0,
+        add ? 1u : 0u,
+        ggml_train_op_param(dst),
+    };
+    const vk_subbuffer y_buf = ggml_vk_tensor_subbuffer(ctx, dst, true);
+    ggml_pipeline_request_descriptor_sets(ctx, pipeline, 1);
+    ggml_vk_dispatch_pipeline(ctx, subctx, pipeline,
+        { y_buf, ggml_vk_tensor_subbuffer(ctx, p, true), ggml_vk_tensor_subbuffer(ctx, z, true),
+          add ? ggml_vk_tensor_subbuffer(ctx, add, true) : y_buf },
+        pc, { pc.N, pc.T, 1 });
+}
+
 void ggml_vk_qvac_low_rank_project(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst) {
     if (ggml_vk_qvac_low_rank_project_long(ctx, subctx, dst)) {
         return;
@@ -112,49 +134,22 @@ void ggml_vk_qvac_low_rank_project(ggml_backend_vk_context * ctx, vk_context & s
     const bool p_aligned = along_k || (p->nb[0] == sizeof(float) && rows_are_aligned(p, 1) && ggml_vk_qvac_is_aligned(ctx, p, p_buf));
     const bool aligned   = p->ne[0] % 4 == 0 && v_aligned && p_aligned;
 
-    vk_pipeline pipeline = ctx->device->qvac->low_rank_project[
-        (along_k ? VK_QVAC_LOW_RANK_ALONG_K : 0) | (aligned ? VK_QVAC_LOW_RANK_ALIGNED : 0)];
-    ggml_pipeline_request_descriptor_sets(ctx, pipeline, 1);
-
-    const project_push_constants pc = {
-        (uint32_t) p->ne[0], (uint32_t) p->ne[1], (uint32_t) v->ne[1],
-        ggml_vk_qvac_stride(p, 0), ggml_vk_qvac_stride(p, 1),
-        ggml_vk_qvac_stride(v, 1),
-        ggml_vk_qvac_offset(ctx, p), ggml_vk_qvac_offset(ctx, v), ggml_vk_qvac_offset(ctx, dst),
-        ggml_train_op_param(dst),
-    };
-    ggml_vk_dispatch_pipeline(ctx, subctx, pipeline, { p_buf, v_buf, ggml_vk_tensor_subbuffer(ctx, dst, true) }, pc, { pc.R, pc.T, 1 });
+    ggml_vk_qvac_record_project(ctx, subctx,
+        ctx->device->qvac->low_rank_project[(along_k ? VK_QVAC_LOW_RANK_ALONG_K : 0) | (aligned ? VK_QVAC_LOW_RANK_ALIGNED : 0)], dst);
 }
 
 void ggml_vk_qvac_low_rank_add(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst) {
     if (ggml_vk_qvac_low_rank_add_long(ctx, subctx, dst)) {
         return;
     }
-    const ggml_tensor * y   = dst->src[0]; // [n, T]
-    const ggml_tensor * p   = dst->src[1]; // [n, r]
-    const ggml_tensor * z   = dst->src[2]; // [r, T]
-    const ggml_tensor * add = dst->src[3]; // [n, T] or none
+    const ggml_tensor * p = dst->src[1]; // [n, r]
 
     const vk_subbuffer p_buf = ggml_vk_tensor_subbuffer(ctx, p, true);
 
     // Four k at a time, if rows of p consist of whole fours.
     const bool along_k = p->nb[1] == sizeof(float) && p->ne[1] % 4 == 0 && rows_are_aligned(p, 0) && ggml_vk_qvac_is_aligned(ctx, p, p_buf);
 
-    vk_pipeline pipeline = ctx->device->qvac->low_rank_add[along_k ? VK_QVAC_LOW_RANK_ALONG_K : 0];
-    ggml_pipeline_request_descriptor_sets(ctx, pipeline, 1);
-
-    const add_push_constants pc = {
-        (uint32_t) y->ne[0], (uint32_t) p->ne[1], (uint32_t) y->ne[1],
-        ggml_vk_qvac_stride(p, 0), ggml_vk_qvac_stride(p, 1),
-        ggml_vk_qvac_stride(z, 1),
-        ggml_vk_qvac_offset(ctx, dst), ggml_vk_qvac_offset(ctx, p), ggml_vk_qvac_offset(ctx, z), add ? ggml_vk_qvac_offset(ctx, add) : 0,
-        add ? 1u : 0u,
-        ggml_train_op_param(dst),
-    };
-    const vk_subbuffer y_buf = ggml_vk_tensor_subbuffer(ctx, dst, true);
-    ggml_vk_dispatch_pipeline(ctx, subctx, pipeline,
-        { y_buf, p_buf, ggml_vk_tensor_subbuffer(ctx, z, true), add ? ggml_vk_tensor_subbuffer(ctx, add, true) : y_buf },
-        pc, { pc.N, pc.T, 1 });
+    ggml_vk_qvac_record_low_rank_add(ctx, subctx, ctx->device->qvac->low_rank_add[along_k ? VK_QVAC_LOW_RANK_ALONG_K : 0], dst);
 }
 
 void ggml_vk_qvac_low_rank_grad(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst) {

@@ -1,7 +1,7 @@
 // LOW_RANK_* over so many tokens that [n, T] comes from memory rather than a cache (qvac_low_rank_*_long.comp): it is read
 // once whatever the rank, four values at a time, ahead of its use. What is not aligned for that stays with low_rank.cpp.
 
-#include "ops.h"
+#include "low_rank.h"
 
 #include "ggml-train.h"
 #include "ggml-vulkan-shaders.hpp"
@@ -9,23 +9,6 @@
 #include <algorithm>
 
 namespace {
-
-struct project_push_constants {
-    uint32_t N, R, T;
-    uint32_t nbp0, nbp1;
-    uint32_t nbv1;
-    uint32_t p_offset, v_offset, z_offset;
-    float    scale;
-};
-
-struct add_push_constants {
-    uint32_t N, R, T;
-    uint32_t nbp0, nbp1;
-    uint32_t nbz1;
-    uint32_t y_offset, p_offset, z_offset, add_offset;
-    uint32_t has_add;
-    float    scale;
-};
 
 struct grad_push_constants {
     uint32_t N, R, T;
@@ -123,14 +106,14 @@ void ggml_vk_qvac_load_low_rank_long(vk_device & device, const vk_qvac_create_pi
         const uint32_t      width  = (i + 1) * WIDTH;
         for (uint32_t along_k = 0; along_k < 2; ++along_k) {
             create(pipelines.low_rank_project_long[i][along_k], shader.name, shader.project_size, shader.project_data, 3,
-                   sizeof(project_push_constants), { width, PROJECT_TOKENS, 1 }, { along_k }, 0);
+                   sizeof(vk_qvac_project_push_constants), { width, PROJECT_TOKENS, 1 }, { along_k }, 0);
         }
         create(pipelines.low_rank_grad_long[i], shader.name, shader.grad_size, shader.grad_data, 3,
                sizeof(grad_push_constants), { GRAD_ROWS, 1, width }, {}, 0);
     }
     for (uint32_t along_k = 0; along_k < 2; ++along_k) {
         create(pipelines.low_rank_add_long[along_k], "qvac_low_rank_add_long", qvac_low_rank_add_long_len, qvac_low_rank_add_long_data, 4,
-               sizeof(add_push_constants), { ADD_ROWS, ADD_TOKENS, 1 }, { along_k }, 0);
+               sizeof(vk_qvac_low_rank_add_push_constants), { ADD_ROWS, ADD_TOKENS, 1 }, { along_k }, 0);
     }
     create(pipelines.low_rank_grad_sum, "qvac_low_rank_grad_sum", qvac_low_rank_grad_sum_len, qvac_low_rank_grad_sum_data, 2,
            sizeof(grad_sum_push_constants), { SUM_BLOCK_SIZE, 1, 1 }, {}, 0);
@@ -148,24 +131,13 @@ bool ggml_vk_qvac_low_rank_project_long(ggml_backend_vk_context * ctx, vk_contex
     if (v->ne[1] < PROJECT_LONG || !has_shaders(ctx->device) || !is_fours(ctx, v, v_buf) || !(along_n || along_k)) {
         return false;
     }
-    vk_pipeline pipeline = ctx->device->qvac->low_rank_project_long[width_index(p->ne[1])][along_k];
-    ggml_pipeline_request_descriptor_sets(ctx, pipeline, 1);
-
-    const project_push_constants pc = {
-        (uint32_t) p->ne[0], (uint32_t) p->ne[1], (uint32_t) v->ne[1],
-        ggml_vk_qvac_stride(p, 0), ggml_vk_qvac_stride(p, 1),
-        ggml_vk_qvac_stride(v, 1),
-        ggml_vk_qvac_offset(ctx, p), ggml_vk_qvac_offset(ctx, v), ggml_vk_qvac_offset(ctx, dst),
-        ggml_train_op_param(dst),
-    };
-    ggml_vk_dispatch_pipeline(ctx, subctx, pipeline, { p_buf, v_buf, ggml_vk_tensor_subbuffer(ctx, dst, true) }, pc, { pc.R, pc.T, 1 });
+    ggml_vk_qvac_record_project(ctx, subctx, ctx->device->qvac->low_rank_project_long[width_index(p->ne[1])][along_k], dst);
     return true;
 }
 
 bool ggml_vk_qvac_low_rank_add_long(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst) {
     const ggml_tensor * y   = dst->src[0]; // [n, T]
     const ggml_tensor * p   = dst->src[1]; // [n, r]
-    const ggml_tensor * z   = dst->src[2]; // [r, T]
     const ggml_tensor * add = dst->src[3]; // [n, T] or none
 
     const vk_subbuffer y_buf   = ggml_vk_tensor_subbuffer(ctx, dst, true);
@@ -178,18 +150,7 @@ bool ggml_vk_qvac_low_rank_add_long(ggml_backend_vk_context * ctx, vk_context & 
         !(along_n || along_k)) {
         return false;
     }
-    vk_pipeline pipeline = ctx->device->qvac->low_rank_add_long[along_k];
-    ggml_pipeline_request_descriptor_sets(ctx, pipeline, 1);
-
-    const add_push_constants pc = {
-        (uint32_t) y->ne[0], (uint32_t) p->ne[1], (uint32_t) y->ne[1],
-        ggml_vk_qvac_stride(p, 0), ggml_vk_qvac_stride(p, 1),
-        ggml_vk_qvac_stride(z, 1),
-        ggml_vk_qvac_offset(ctx, dst), ggml_vk_qvac_offset(ctx, p), ggml_vk_qvac_offset(ctx, z), add ? ggml_vk_qvac_offset(ctx, add) : 0,
-        add ? 1u : 0u,
-        ggml_train_op_param(dst),
-    };
-    ggml_vk_dispatch_pipeline(ctx, subctx, pipeline, { y_buf, p_buf, ggml_vk_tensor_subbuffer(ctx, z, true), add_buf }, pc, { pc.N, pc.T, 1 });
+    ggml_vk_qvac_record_low_rank_add(ctx, subctx, ctx->device->qvac->low_rank_add_long[along_k], dst);
     return true;
 }
 
@@ -208,12 +169,9 @@ bool ggml_vk_qvac_low_rank_grad_long(ggml_backend_vk_context * ctx, vk_context &
     const uint32_t share  = grad_share(ctx->device, n, t);
     const uint32_t shares = CEIL_DIV(t, share);
 
-    // Upstream's scratch buffer for operands; it is grown, and waited for, as upstream does.
     const uint64_t bytes = (uint64_t) shares * r * n * sizeof(float);
-    if (ctx->prealloc_size_x < bytes) {
-        ctx->prealloc_size_x = bytes;
-        ggml_vk_preallocate_buffers(ctx, subctx);
-    }
+    ggml_vk_qvac_reserve_scratch(ctx, subctx, bytes);
+
     vk_pipeline make = ctx->device->qvac->low_rank_grad_long[width_index(r)];
     vk_pipeline sum  = ctx->device->qvac->low_rank_grad_sum;
     ggml_pipeline_request_descriptor_sets(ctx, make, 1);

@@ -32,11 +32,8 @@ void ggml_vk_qvac_low_rank_project(ggml_backend_vk_context * ctx, vk_context & s
 void ggml_vk_qvac_low_rank_add(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
 void ggml_vk_qvac_low_rank_grad(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
 
-// low_rank_long.cpp: the same for many tokens; false where an op is left to the above.
+// low_rank_long.cpp
 void ggml_vk_qvac_load_low_rank_long(vk_device & device, const vk_qvac_create_pipeline & create);
-bool ggml_vk_qvac_low_rank_project_long(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
-bool ggml_vk_qvac_low_rank_add_long(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
-bool ggml_vk_qvac_low_rank_grad_long(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
 
 // rms_norm.cpp
 void ggml_vk_qvac_load_rms_norm(vk_device & device, const vk_qvac_create_pipeline & create);
@@ -85,4 +82,12 @@ inline bool ggml_vk_qvac_is_aligned(const ggml_backend_vk_context * ctx, const g
 // Stride of dimension `dim` in elements of the type of `t` (blocks where it is quantized).
 inline uint32_t ggml_vk_qvac_stride(const ggml_tensor * t, int dim) {
     return (uint32_t) (t->nb[dim] / ggml_type_size(t->type));
+}
+
+// Upstream's scratch buffer for operands (ctx->prealloc_x), at least so large; it is grown, and waited for, as upstream does.
+inline void ggml_vk_qvac_reserve_scratch(ggml_backend_vk_context * ctx, vk_context & subctx, uint64_t bytes) {
+    if (ctx->prealloc_size_x < bytes) {
+        ctx->prealloc_size_x = bytes;
+        ggml_vk_preallocate_buffers(ctx, subctx);
+    }
 }

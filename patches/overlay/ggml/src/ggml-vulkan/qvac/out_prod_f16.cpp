@@ -165,14 +165,6 @@ uint64_t aligned(uint64_t bytes) {
     return CEIL_DIV(bytes, (uint64_t) 256) * 256; // no device wants more for a descriptor's offset
 }
 
-// Upstream's scratch buffer for operands; it is grown, and waited for, as upstream does.
-void reserve_scratch(ggml_backend_vk_context * ctx, vk_context & subctx, uint64_t bytes) {
-    if (ctx->prealloc_size_x < bytes) {
-        ctx->prealloc_size_x = bytes;
-        ggml_vk_preallocate_buffers(ctx, subctx);
-    }
-}
-
 // dst[m, n] = sum_k a[m, k] * b[n, k].
 struct product {
     const ggml_tensor * a;
@@ -248,7 +240,7 @@ void ggml_vk_qvac_out_prod_f16(ggml_backend_vk_context * ctx, vk_context & subct
     const uint64_t scale_bytes = aligned((uint64_t) columns * sizeof(float));
     const uint64_t share_bytes = plan.shares > 1 ? aligned((uint64_t) plan.shares * columns * m * sizeof(float)) : 0;
 
-    reserve_scratch(ctx, subctx, copy_bytes + scale_bytes + share_bytes);
+    ggml_vk_qvac_reserve_scratch(ctx, subctx, copy_bytes + scale_bytes + share_bytes);
 
     const vk_subbuffer a_buf = ggml_vk_tensor_subbuffer(ctx, problem.a, true);
     const vk_subbuffer b_buf = ggml_vk_tensor_subbuffer(ctx, problem.b, true);

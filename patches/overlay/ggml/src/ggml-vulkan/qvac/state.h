@@ -60,21 +60,20 @@ struct vk_qvac_device {
     vk_pipeline low_rank_project[VK_QVAC_LOW_RANK_VARIANT_COUNT];
     vk_pipeline low_rank_add[VK_QVAC_LOW_RANK_VARIANT_COUNT];
     vk_pipeline low_rank_grad;
-    vk_pipeline rms_norm[VK_QVAC_ROW_SHAPE_COUNT][2][2];       // unaligned and aligned; without and with a product behind it
-    vk_pipeline rms_norm_mul_back[VK_QVAC_ROW_SHAPE_COUNT][2]; // unaligned and aligned
-    vk_pipeline rope[2];              // pairs of neighbours, NEOX
-    vk_pipeline binary[2];            // ADD, SWIGLU
     vk_pipeline low_rank_project_long[VK_QVAC_LOW_RANK_WIDTHS][2]; // p along n, and along k
     vk_pipeline low_rank_add_long[2];                              // likewise
     vk_pipeline low_rank_grad_long[VK_QVAC_LOW_RANK_WIDTHS];
     vk_pipeline low_rank_grad_sum;
+    vk_pipeline rms_norm[VK_QVAC_ROW_SHAPE_COUNT][2][2];       // unaligned and aligned; without and with a product behind it
+    vk_pipeline rms_norm_mul_back[VK_QVAC_ROW_SHAPE_COUNT][2]; // unaligned and aligned
+    vk_pipeline rope[2];              // pairs of neighbours, NEOX
+    vk_pipeline binary[2];            // ADD, SWIGLU
     vk_pipeline swiglu_back[2];       // one value at a time, and four
     vk_pipeline attention[VK_QVAC_ATTENTION_KERNEL_COUNT][VK_QVAC_ATTENTION_WIDTHS];
 };
 
-// With a backend context: scratch memory and what is known of the graph being recorded.
+// With a backend context: what is known of the graph being recorded, and memory of our own.
 struct vk_qvac_context {
-    vk_buffer scratch;
     bool fused_rms_norm = false; // the node being recorded is an RMS_NORM that we fused with the MUL behind it
     vk_qvac_ternary_state ternary;
     vk_qvac_vec_wish vec_wish;
