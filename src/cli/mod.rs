@@ -13,7 +13,7 @@ use crate::commands::ui::{Outcome, Ui, Verbosity};
 use crate::commands::{
     bench, chat, completions, data, devices, eval, export, generate, inspect, man, synth, train,
 };
-use crate::llama;
+use crate::{ggml, llama};
 
 /// Fine-tune ternary (BitNet b1.58) language models on whatever GPU a person has
 #[derive(Debug, Parser)]
@@ -124,6 +124,9 @@ pub fn main() -> ExitCode {
         }
     };
     let ui = cli.global.ui();
+    if let Some(caches) = dirs::cache_dir() {
+        ggml::keep_pipelines_in(&caches.join("qvac-ft").join("pipelines"));
+    }
     llama::log::install(ui.verbosity() == Verbosity::Verbose);
     match cli.command.run(&ui) {
         Ok(outcome) => outcome.code().into(),

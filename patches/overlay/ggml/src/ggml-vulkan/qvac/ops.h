@@ -5,6 +5,9 @@
 #include "qvac-vulkan.h"
 #include "state.h"
 
+// pipeline_cache.cpp; the rest of it is called by upstream (qvac-vulkan.h).
+void ggml_vk_qvac_set_pipeline_cache(const char * folder);
+
 // upstream_limits.cpp
 bool ggml_vk_qvac_beyond_upstream(const vk_device & device, const ggml_tensor * op);
 

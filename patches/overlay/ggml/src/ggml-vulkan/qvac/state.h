@@ -47,8 +47,17 @@ constexpr uint32_t VK_QVAC_ATTENTION_WIDTHS = 16;
 // Rows of up to 256, 2048 and 6144 values, and longer ones (rms_norm.cpp).
 constexpr uint32_t VK_QVAC_ROW_SHAPE_COUNT = 4;
 
+// Where compiled pipelines are kept (pipeline_cache.cpp).
+struct vk_qvac_pipeline_cache {
+    std::once_flag    once;
+    vk::PipelineCache handle; // none: nothing is kept
+    std::string       file;
+    size_t            size = 0; // of the data that the file has
+};
+
 // With a device: the pipelines.
 struct vk_qvac_device {
+    vk_qvac_pipeline_cache pipeline_cache;
     vk_pipeline out_prod[GGML_TYPE_COUNT][VK_QVAC_OUT_PROD_SHAPE_COUNT];
     vk_pipeline cross_entropy[2];      // one value at a time, and four
     vk_pipeline cross_entropy_back[2];
