@@ -46,40 +46,53 @@ impl Net<'_> {
             true => Some(ctx.tq_quantize(x, 1)?), // [n_in + 16, n_tokens]
             false => None,
         };
-        let products = layers.iter().map(|(target, layer)| {
+        // The residual is added with the adapter's product where nothing comes behind that.
+        let update = |y: Tensor, target: Target, layer: &Linear| -> Result<(Tensor, Option<&Tensor>)> {
+            let (Some((adapters, scale)), Some(ax)) = (lora, &ax) else { return Ok((y, residual)) };
+            let Some((i, b)) = member(adapters, target) else { return Ok((y, residual)) };
+            let last = layer.bias.is_none() && !self.scaled_late(target, layer);
+            let bt = ctx.transpose(&b.value)?; // [n_out, rank]
+            let z = rows_of(ctx, ax, i, b.value.ne()[0])?; // [rank, n_tokens]
+            let y = ctx.low_rank_add(&y, &bt, &z, residual.filter(|_| last), scale)?; // [n_out, n_tokens]
+            Ok((y, residual.filter(|_| !last)))
+        };
+        // An update that stands right behind a ternary product is part of it where the device can do that.
+        let at_once = |target: Target, layer: &Linear| {
+            layer.weight.dtype().is_ternary() && (layer.scale.is_none() || self.scaled_late(target, layer))
+        };
+        let products = layers.iter().map(|&(target, layer)| {
             let y = match &xq {
                 Some(xq) if layer.weight.dtype().is_ternary() => ctx.tq_mul_mat(&layer.weight, xq)?,
                 _ => ctx.mul_mat(&layer.weight, x)?,
             };
-            Ok(y.named(&format!("{}-{il}", target.name()))) // [n_out, n_tokens]
-        });
-        let mut ys = products.collect::<Result<Vec<_>>>()?;
-        for ((target, layer), y) in layers.iter().zip(&mut ys) {
-            let late = self.arch.scale_covers_adapter(*target);
-            if let Some(scale) = layer.scale.as_ref().filter(|_| !late) {
-                *y = ctx.mul(y, scale)?; // [n_out, n_tokens]
+            let y = y.named(&format!("{}-{il}", target.name())); // [n_out, n_tokens]
+            match at_once(target, layer) {
+                true => update(y, target, layer),
+                false => Ok((y, residual)),
             }
-            let plain = layer.bias.is_none() && !(late && layer.scale.is_some());
-            let mut rest = residual;
-            if let (Some((adapters, scale)), Some(ax)) = (lora, &ax) {
-                if let Some((i, b)) = member(adapters, *target) {
-                    let bt = ctx.transpose(&b.value)?; // [n_out, rank]
-                    let z = rows_of(ctx, ax, i, b.value.ne()[0])?; // [rank, n_tokens]
-                    *y = ctx.low_rank_add(y, &bt, &z, rest.filter(|_| plain), scale)?; // [n_out, n_tokens]
-                    rest = rest.filter(|_| !plain);
-                }
+        });
+        let products = products.collect::<Result<Vec<_>>>()?;
+        let results = layers.iter().zip(products).map(|(&(target, layer), (mut y, mut rest))| {
+            let late = self.scaled_late(target, layer);
+            if let Some(scale) = layer.scale.as_ref().filter(|_| !late) {
+                y = ctx.mul(&y, scale)?; // [n_out, n_tokens]
+            }
+            if !at_once(target, layer) {
+                (y, rest) = update(y, target, layer)?;
             }
             if let Some(bias) = &layer.bias {
-                *y = ctx.add(y, bias)?; // [n_out, n_tokens]
+                y = ctx.add(&y, bias)?; // [n_out, n_tokens]
             }
             // A scale that covers the adapter covers the bias too.
             if let Some(scale) = layer.scale.as_ref().filter(|_| late) {
-                *y = ctx.mul(y, scale)?; // [n_out, n_tokens]
+                y = ctx.mul(&y, scale)?; // [n_out, n_tokens]
             }
-            if let Some(rest) = rest {
-                *y = ctx.add(y, rest)?; // [n_out, n_tokens]
+            match rest {
+                Some(rest) => Ok(ctx.add(&y, rest)?), // [n_out, n_tokens]
+                None => Ok(y),
             }
-        }
+        });
+        let ys = results.collect::<Result<Vec<_>>>()?;
         Ok((ys, Saved { il, group, x: x.clone(), ax }))
     }
 
@@ -111,6 +124,13 @@ impl Net<'_> {
             Some((adapters, scale)) => self.projected(ctx, adapters, scale, &layers, &dys)?, // [rank, n_tokens] each
             None => Vec::new(),
         };
+        let dz = match dzs.split_first() {
+            Some((first, others)) => {
+                Some(others.iter().try_fold(first.clone(), |dz, other| ctx.concat_rows(&dz, other))?)
+                // as ax
+            }
+            None => None,
+        };
         let mut dx = match needs_dx {
             true => {
                 let own = layers
@@ -122,9 +142,7 @@ impl Net<'_> {
             }
             false => None,
         };
-        let (Some((adapters, scale)), Some(ax)) = (lora, &saved.ax) else { return Ok(dx) };
-        let (first, others) = dzs.split_first().expect("a group has an adapter at least");
-        let dz = others.iter().try_fold(first.clone(), |dz, other| ctx.concat_rows(&dz, other))?; // as ax
+        let (Some((adapters, scale)), Some(ax), Some(dz)) = (lora, &saved.ax, dz) else { return Ok(dx) };
         if let Some(dx) = &mut dx {
             *dx = ctx.low_rank_add(dx, &adapters.a.value, &dz, None, 1.0)?; // [n_in, n_tokens]
         }
@@ -139,6 +157,11 @@ impl Net<'_> {
             gradients.push(db);
         }
         Ok(dx)
+    }
+
+    /// Whether a layer's scale covers the product of its adapter.
+    fn scaled_late(&self, target: Target, layer: &Linear) -> bool {
+        layer.scale.is_some() && self.arch.scale_covers_adapter(target)
     }
 
     fn layers_of(&self, il: usize, group: usize) -> Vec<(Target, &Linear)> {
@@ -169,13 +192,21 @@ impl Net<'_> {
             false => Ok(None),
         });
         let quantized = quantized.collect::<Result<Vec<_>>>()?;
-        let products = layers.iter().zip(dys).zip(&quantized).map(|(((_, layer), dy), q)| match q {
-            Some(q) => Ok(ctx.tq_mul_mat_back(&layer.weight, q, None)?), // [n_in, n_tokens]
-            None => Ok(ctx.out_prod(&layer.weight, &ctx.transpose(dy)?)?), // [n_in, n_tokens]
-        });
-        let products = products.collect::<Result<Vec<_>>>()?;
-        let (first, others) = products.split_first().expect("a group has a layer at least");
-        others.iter().try_fold(first.clone(), |sum, p| Ok(ctx.add(&sum, p)?)) // [n_in, n_tokens]
+        // A ternary product adds what comes before it by itself.
+        let mut sum = None;
+        for (((_, layer), dy), q) in layers.iter().zip(dys).zip(&quantized) {
+            sum = Some(match (q, sum) {
+                (Some(q), sum) => ctx.tq_mul_mat_back(&layer.weight, q, sum.as_ref())?, // [n_in, n_tokens]
+                (None, sum) => {
+                    let product = ctx.out_prod(&layer.weight, &ctx.transpose(dy)?)?; // [n_in, n_tokens]
+                    match sum {
+                        Some(sum) => ctx.add(&sum, &product)?, // [n_in, n_tokens]
+                        None => product,
+                    }
+                }
+            });
+        }
+        Ok(sum.expect("a group has a layer at least"))
     }
 }
 

@@ -14,25 +14,25 @@ fn sum_bound(n: i64, magnitude: f64) -> f64 {
 /// A matrix `[n0, n1]` inside a tensor of more: rows with `before` words ahead of them and `after` behind, transposed or
 /// not. The words between are a pattern that spoils whatever sum reads it, and that no kernel may overwrite.
 #[derive(Clone, Copy, Debug)]
-struct Layout {
+pub struct Layout {
     transposed: bool,
     before: i64,
     after: i64,
 }
 
 impl Layout {
-    const PLAIN: Self = Self { transposed: false, before: 0, after: 0 };
+    pub const PLAIN: Self = Self { transposed: false, before: 0, after: 0 };
     /// What a transposed B is.
-    const TRANSPOSED: Self = Self { transposed: true, before: 0, after: 0 };
+    pub const TRANSPOSED: Self = Self { transposed: true, before: 0, after: 0 };
     /// Rows that begin at no multiple of 16 bytes.
-    const GAPS: Self = Self { transposed: false, before: 1, after: 2 };
-    const TRANSPOSED_GAPS: Self = Self { transposed: true, before: 2, after: 1 };
+    pub const GAPS: Self = Self { transposed: false, before: 1, after: 2 };
+    pub const TRANSPOSED_GAPS: Self = Self { transposed: true, before: 2, after: 1 };
     /// The middle one of three matrices that were computed as one.
-    fn middle(rank: i64) -> Self {
+    pub fn middle(rank: i64) -> Self {
         Self { transposed: false, before: rank, after: rank }
     }
 
-    const ALL: [Self; 4] = [Self::PLAIN, Self::TRANSPOSED, Self::GAPS, Self::TRANSPOSED_GAPS];
+    pub const ALL: [Self; 4] = [Self::PLAIN, Self::TRANSPOSED, Self::GAPS, Self::TRANSPOSED_GAPS];
 
     fn root(&self, [n0, n1]: [i64; 2]) -> [i64; 2] {
         let [row, rows] = if self.transposed { [n1, n0] } else { [n0, n1] };
@@ -57,7 +57,7 @@ impl Layout {
     }
 
     /// The root tensor and the matrix in it.
-    fn input(&self, t: &mut Bench, ne: [i64; 2], values: &[f32]) -> (Tensor, Tensor) {
+    pub fn input(&self, t: &mut Bench, ne: [i64; 2], values: &[f32]) -> (Tensor, Tensor) {
         let root = t.f32(&self.root(ne), &self.spread(ne, values, PATTERN));
         let row = ne[usize::from(self.transposed)];
         let view = t.ops.view_rows(&root, self.before, row).unwrap();

@@ -17,6 +17,7 @@ mod out_prod;
 mod out_prod_f16;
 mod ternary;
 mod ternary_reference;
+mod ternary_update;
 mod ternary_vec;
 
 use std::sync::{Mutex, PoisonError};

@@ -35,6 +35,10 @@ void ggml_vk_qvac_low_rank_grad(ggml_backend_vk_context * ctx, vk_context & subc
 // low_rank_long.cpp
 void ggml_vk_qvac_load_low_rank_long(vk_device & device, const vk_qvac_create_pipeline & create);
 
+// fusion_low_rank.cpp
+bool ggml_vk_qvac_fuse_low_rank_add(
+    ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph, int node_idx, const char ** name, bool * elementwise);
+
 // rms_norm.cpp
 void ggml_vk_qvac_load_rms_norm(vk_device & device, const vk_qvac_create_pipeline & create);
 bool ggml_vk_qvac_takes_rms_norm(const ggml_backend_vk_context * ctx, const ggml_tensor * op);
