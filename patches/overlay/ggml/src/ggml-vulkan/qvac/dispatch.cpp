@@ -146,7 +146,7 @@ bool ggml_vk_qvac_fuse(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph
         elementwise[1] = false;
         return true;
     }
-    if (ggml_vk_qvac_fuse_low_rank_add(ctx, cgraph, node_idx, name, elementwise)) {
+    if (ggml_vk_qvac_fuse_low_rank(ctx, cgraph, node_idx, name, elementwise)) {
         return true;
     }
     if (!is_ours(node)) {
@@ -199,7 +199,11 @@ bool ggml_vk_qvac_dispatch(ggml_backend_vk_context * ctx, vk_context & subctx, g
                     break;
                 }
                 case GGML_TRAIN_OP_LOW_RANK_PROJECT:
-                    ggml_vk_qvac_low_rank_project(ctx, subctx, node);
+                    if (ctx->num_additional_fused_ops > 0) {
+                        ggml_vk_qvac_fused_projections(ctx, subctx, cgraph, node_idx);
+                    } else {
+                        ggml_vk_qvac_low_rank_project(ctx, subctx, node);
+                    }
                     break;
                 case GGML_TRAIN_OP_LOW_RANK_ADD:
                     ggml_vk_qvac_low_rank_add(ctx, subctx, node);
