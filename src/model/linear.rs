@@ -120,17 +120,20 @@ impl Net<'_> {
             *dy = scaled(dy, layer, self.arch.scale_covers_adapter(*target))?;
         }
         let lora = self.lora.and_then(|l| Some((l.group(il, group)?, l.scale())));
-        let dzs = match lora {
-            Some((adapters, scale)) => self.projected(ctx, adapters, scale, &layers, &dys)?, // [rank, n_tokens] each
-            None => Vec::new(),
-        };
-        let dz = match dzs.split_first() {
-            Some((first, others)) => {
-                Some(others.iter().try_fold(first.clone(), |dz, other| ctx.concat_rows(&dz, other))?)
-                // as ax
-            }
+        // What reads the results' gradients stands together: B^T dy and dB here, and what `products_back` quantizes.
+        let dz = match lora {
+            Some((adapters, scale)) => Some(self.projected(ctx, adapters, scale, &layers, &dys)?), // [n_adapters * rank, n_tokens]
             None => None,
         };
+        if let (Some((adapters, scale)), Some(ax)) = (lora, &saved.ax) {
+            for ((target, _), dy) in layers.iter().zip(&dys) {
+                let Some((i, b)) = member(adapters, *target) else { continue };
+                let Some(grad) = &b.grad else { continue };
+                let z = rows_of(ctx, ax, i, grad.ne()[0])?; // [rank, n_tokens]
+                let db = ctx.low_rank_grad(&ctx.transpose(grad)?, dy, &z, scale)?; // [n_out, rank]
+                gradients.push(db);
+            }
+        }
         let mut dx = match needs_dx {
             true => {
                 let own = layers
@@ -142,19 +145,13 @@ impl Net<'_> {
             }
             false => None,
         };
-        let (Some((adapters, scale)), Some(ax), Some(dz)) = (lora, &saved.ax, dz) else { return Ok(dx) };
-        if let Some(dx) = &mut dx {
-            *dx = ctx.low_rank_add(dx, &adapters.a.value, &dz, None, 1.0)?; // [n_in, n_tokens]
-        }
-        if let Some(grad) = &adapters.a.grad {
-            gradients.push(ctx.low_rank_grad(grad, &saved.x, &dz, 1.0)?); // [n_in, n_adapters * rank]
-        }
-        for ((target, _), dy) in layers.iter().zip(&dys) {
-            let Some((i, b)) = member(adapters, *target) else { continue };
-            let Some(grad) = &b.grad else { continue };
-            let z = rows_of(ctx, ax, i, grad.ne()[0])?; // [rank, n_tokens]
-            let db = ctx.low_rank_grad(&ctx.transpose(grad)?, dy, &z, scale)?; // [n_out, rank]
-            gradients.push(db);
+        if let (Some((adapters, _)), Some(dz)) = (lora, dz) {
+            if let Some(dx) = &mut dx {
+                *dx = ctx.low_rank_add(dx, &adapters.a.value, &dz, None, 1.0)?; // [n_in, n_tokens]
+            }
+            if let Some(grad) = &adapters.a.grad {
+                gradients.push(ctx.low_rank_grad(grad, &saved.x, &dz, 1.0)?); // [n_in, n_adapters * rank]
+            }
         }
         Ok(dx)
     }
@@ -168,7 +165,7 @@ impl Net<'_> {
         Target::GROUPS[group].iter().map(|&t| (t, self.weights.layers[il].linear(t))).collect()
     }
 
-    /// `scale * B^T dy` of each adapted layer of a group.
+    /// `scale * B^T dy` of each adapted layer of a group, below each other.
     fn projected(
         &self,
         ctx: &Context,
@@ -176,9 +173,12 @@ impl Net<'_> {
         scale: f32,
         layers: &[(Target, &Linear)],
         dys: &[Tensor],
-    ) -> Result<Vec<Tensor>> {
+    ) -> Result<Tensor> {
         let adapted = layers.iter().zip(dys).filter_map(|((t, _), dy)| Some((member(adapters, *t)?.1, dy)));
-        adapted.map(|(b, dy)| Ok(ctx.low_rank_project(&ctx.transpose(&b.value)?, dy, scale)?)).collect()
+        let dzs = adapted.map(|(b, dy)| Ok(ctx.low_rank_project(&ctx.transpose(&b.value)?, dy, scale)?)); // [rank, n_tokens]
+        let dzs = dzs.collect::<Result<Vec<_>>>()?;
+        let (first, others) = dzs.split_first().expect("a group has an adapter at least");
+        others.iter().try_fold(first.clone(), |dz, other| Ok(ctx.concat_rows(&dz, other)?))
     }
 
     /// The sum of `W^T dy` over layers that read the same.
