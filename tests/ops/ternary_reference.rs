@@ -1,7 +1,7 @@
 //! The formulas of contract T0 with integers: what products of ternary weights and quantized tokens are held to, and the
 //! variants of ggml-vulkan's kernels that they are run in.
 
-use qvac_ft::ggml::{Device, Dtype, Tensor};
+use qvac_ft::ggml::{Device, Dtype, Graph, Tensor};
 
 use super::{devices, Bench, ONE_AT_A_TIME};
 
@@ -77,7 +77,8 @@ pub fn on_variants(
 fn run(device: &Device, make: impl Fn(&mut Bench) -> Tensor) -> Option<Vec<u8>> {
     let mut bench = Bench::new(device);
     let out = make(&mut bench);
-    device.supports(&out).then(|| bench.run_bytes(&out))
+    let graph = Graph::in_order(&bench.ops, std::slice::from_ref(&out)).unwrap();
+    graph.nodes().iter().all(|node| device.supports(node)).then(|| bench.run_bytes(&out))
 }
 
 pub fn floats(bytes: &[u8]) -> Vec<f32> {

@@ -24,13 +24,6 @@ enum vk_qvac_out_prod_f16_shape {
     VK_QVAC_OUT_PROD_F16_SHAPE_COUNT,
 };
 
-// Which pipelines of LOW_RANK_PROJECT and LOW_RANK_ADD there are; the values are indices.
-enum vk_qvac_low_rank_variant {
-    VK_QVAC_LOW_RANK_ALONG_K = 1, // p is contiguous along k, as a transposed B
-    VK_QVAC_LOW_RANK_ALIGNED = 2, // what is read four values at a time lies at 16 bytes (LOW_RANK_PROJECT)
-    VK_QVAC_LOW_RANK_VARIANT_COUNT = 4,
-};
-
 // The kernels of LOW_RANK_* for many tokens make 8, 16 or 24 columns in one workgroup.
 constexpr uint32_t VK_QVAC_LOW_RANK_WIDTHS = 3;
 
@@ -66,11 +59,12 @@ struct vk_qvac_device {
     vk_pipeline out_prod_sum;
     vk_qvac_ternary_pipelines ternary;
     vk_qvac_vec_pipelines ternary_vec;
-    vk_pipeline low_rank_project[VK_QVAC_LOW_RANK_VARIANT_COUNT];
-    vk_pipeline low_rank_add[VK_QVAC_LOW_RANK_VARIANT_COUNT];
+    vk_pipeline low_rank_project[2];            // aligned
+    vk_pipeline low_rank_project_along_k[2][2]; // aligned, many tokens
+    vk_pipeline low_rank_add[2];                // p along k
     vk_pipeline low_rank_grad;
-    vk_pipeline low_rank_project_long[VK_QVAC_LOW_RANK_WIDTHS][2]; // p along n, and along k
-    vk_pipeline low_rank_add_long[2];                              // likewise
+    vk_pipeline low_rank_project_long[VK_QVAC_LOW_RANK_WIDTHS];
+    vk_pipeline low_rank_add_long[2]; // p along n, and along k
     vk_pipeline low_rank_grad_long[VK_QVAC_LOW_RANK_WIDTHS];
     vk_pipeline low_rank_grad_sum;
     vk_pipeline rms_norm[VK_QVAC_ROW_SHAPE_COUNT][2][2];       // unaligned and aligned; without and with a product behind it

@@ -23,8 +23,8 @@ constexpr int VK_QVAC_TERNARY_TILE_COUNT = 6;
 // With a device.
 struct vk_qvac_ternary_pipelines {
     vk_pipeline quantize;
-    // [TQ2_0][backward][kernel][tile][two limbs][mixed scales]
-    vk_pipeline mul_mat[2][2][VK_QVAC_TERNARY_KERNEL_COUNT][VK_QVAC_TERNARY_TILE_COUNT][2][2];
+    // [TQ2_0][backward][kernel][tile][two limbs][mixed scales][with a LOW_RANK_ADD behind]
+    vk_pipeline mul_mat[2][2][VK_QVAC_TERNARY_KERNEL_COUNT][VK_QVAC_TERNARY_TILE_COUNT][2][2][2];
 };
 
 // With a backend context.
@@ -52,8 +52,12 @@ struct vk_qvac_tq_mul_mat_push_constants {
     uint32_t M, N, K;
     uint32_t w_offset, w_stride;
     uint32_t q_offset, q_stride;
-    uint32_t d_offset, add_offset, add;
+    uint32_t d_offset, add_offset, add, aligned;
     float    d;
+    uint32_t R;
+    uint32_t nbp0, nbp1, nbz1;
+    uint32_t p_offset, z_offset;
+    float    scale;
 };
 
 // What decides on variant and tile shape.
@@ -90,7 +94,10 @@ bool ggml_vk_qvac_ternary_is_mul_mat(const ggml_tensor * op);
 bool ggml_vk_qvac_ternary_uses_scales(const ggml_tensor * node);
 bool ggml_vk_qvac_ternary_supported(const vk_device & device, const ggml_tensor * op);
 void ggml_vk_qvac_ternary_graph_begin(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph);
-void ggml_vk_qvac_ternary(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
+// `update` is a LOW_RANK_ADD over the product that is part of it, or null.
+void ggml_vk_qvac_ternary(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst, const ggml_tensor * update);
+// Whether it may be: its result is that of the two ops one after another.
+bool ggml_vk_qvac_ternary_can_update(const ggml_tensor * product, const ggml_tensor * update);
 
 // Tokens of a MUL_MAT, quantized with one limb into scratch memory unless the previous product of the graph did so, and
 // ready to be read. Row after row as TQ_QUANTIZE makes them (ggml-train.h).

@@ -67,14 +67,15 @@ bool fits(const vk_device & device, vk_qvac_ternary_kernel kernel, const tile_sh
            invocations <= limits.maxComputeWorkGroupInvocations && invocations <= limits.maxComputeWorkGroupSize[0];
 }
 
-std::vector<uint32_t> constants(const vk_device & device, vk_qvac_ternary_kernel kernel, const tile_shape & tile, uint32_t limbs, bool mixed) {
+std::vector<uint32_t> constants(const vk_device & device, vk_qvac_ternary_kernel kernel, const tile_shape & tile, uint32_t limbs, bool mixed,
+                                bool low_rank) {
     // Shared memory for two steps where the device has it.
     const uint32_t stages = 2 * tile.shared_bytes() + ROW_SCALES <= device->properties.limits.maxComputeSharedMemorySize ? 2 : 1;
     if (kernel == VK_QVAC_TERNARY_COOPMAT) {
-        return { tile.subgroups() * device->subgroup_size, tile.BM, tile.BN, tile.BK, limbs, 0, stages, tile.WM, tile.WN,
+        return { tile.subgroups() * device->subgroup_size, tile.BM, tile.BN, tile.BK, limbs, 0, stages, low_rank, tile.WM, tile.WN,
                  device->coopmat_int_m, device->coopmat_int_n, device->coopmat_int_k };
     }
-    return { tile.invocations(), tile.BM, tile.BN, tile.BK, limbs, mixed, stages, tile.TM, tile.TN };
+    return { tile.invocations(), tile.BM, tile.BN, tile.BK, limbs, mixed, stages, low_rank, tile.TM, tile.TN };
 }
 
 struct shader {
@@ -156,10 +157,12 @@ void ggml_vk_qvac_load_ternary(vk_device & device, const vk_qvac_create_pipeline
                     const tile_shape & tile = TILES[t];
                     for (uint32_t limbs = 1; limbs <= (back ? 2 : 1); ++limbs) {
                         for (int mixed = 0; mixed < (coopmat ? 1 : 2); ++mixed) {
-                            const shader & s = SHADERS[type][back][k];
-                            create(pipelines.mul_mat[type][back][k][t][limbs - 1][mixed], s.name, s.size, s.data, 4,
-                                   sizeof(vk_qvac_tq_mul_mat_push_constants), { tile.BM, tile.BN / limbs, 1 },
-                                   constants(device, kernel, tile, limbs, mixed), coopmat ? device->subgroup_size : 0);
+                            for (int low_rank = 0; low_rank < 2; ++low_rank) {
+                                const shader & s = SHADERS[type][back][k];
+                                create(pipelines.mul_mat[type][back][k][t][limbs - 1][mixed][low_rank], s.name, s.size, s.data, 6,
+                                       sizeof(vk_qvac_tq_mul_mat_push_constants), { tile.BM, tile.BN / limbs, 1 },
+                                       constants(device, kernel, tile, limbs, mixed, low_rank), coopmat ? device->subgroup_size : 0);
+                            }
                         }
                     }
                 }

@@ -37,6 +37,7 @@ static void qvac_shaders() {
         }
     }
     string_to_spv("qvac_low_rank_project",   "qvac_low_rank_project.comp",   {});
+    string_to_spv("qvac_low_rank_project_along_k", "qvac_low_rank_project_along_k.comp", {});
     string_to_spv("qvac_low_rank_add",       "qvac_low_rank_add.comp",       {});
     string_to_spv("qvac_low_rank_grad",      "qvac_low_rank_grad.comp",      {});
     for (const std::string keep : { "2", "6", "14" }) {

@@ -6,6 +6,8 @@
 //     forward   y[m, t] = sum_k w[k, m] * q[k, t]                 the sum runs along a row of W
 //     backward  y[m, t] = sum_k w[m, k] * q[k, t] + add[m, t]     it runs across the rows; TQ_BACK is defined
 //
+// A LOW_RANK_ADD behind either may be part of it (qvac_tq_output.glsl).
+//
 // A workgroup makes a tile of BM outputs by BN columns. A column is one limb of one token; of two limbs, 16 columns of
 // first limbs are followed by the 16 of the same tokens' second ones. Per BK steps of k the weights are unpacked, once a
 // tile, to signed bytes in shared memory, beside the tokens' bytes, both with k side by side; the next step's bytes are
@@ -32,15 +34,16 @@ layout(constant_id = 3) const uint BK = 64;    // 64 or 128
 layout(constant_id = 4) const uint LIMBS = 1;
 layout(constant_id = 5) const uint MIXED = 0;  // whether the blocks of W differ in scale; not for TQ_COOPMAT
 layout(constant_id = 6) const uint STAGES = 1; // 2: the next step has shared memory of its own, and one barrier does
+layout(constant_id = 7) const uint LOW_RANK = 0; // whether there is a product of low rank to add
 #if defined(TQ_COOPMAT)
-layout(constant_id = 7) const uint WM = 64;    // a subgroup makes WM x WN of the tile
-layout(constant_id = 8) const uint WN = 32;
-layout(constant_id = 9) const uint TM = 16;    // in matrices of TM x TN, by TK steps of k
-layout(constant_id = 10) const uint TN = 16;
-layout(constant_id = 11) const uint TK = 32;
+layout(constant_id = 8) const uint WM = 64;    // a subgroup makes WM x WN of the tile
+layout(constant_id = 9) const uint WN = 32;
+layout(constant_id = 10) const uint TM = 16;   // in matrices of TM x TN, by TK steps of k
+layout(constant_id = 11) const uint TN = 16;
+layout(constant_id = 12) const uint TK = 32;
 #else
-layout(constant_id = 7) const uint TM = 8;     // an invocation makes TM x TN of the tile
-layout(constant_id = 8) const uint TN = 8;
+layout(constant_id = 8) const uint TM = 8;     // an invocation makes TM x TN of the tile
+layout(constant_id = 9) const uint TN = 8;
 #endif
 
 layout(local_size_x_id = 0, local_size_y = 1, local_size_z = 1) in;
@@ -54,14 +57,23 @@ layout(push_constant) uniform parameter {
     uint d_offset;
     uint add_offset;
     uint add;               // whether there is one
+    uint aligned;           // whether outputs and add can be had four at a time
     float d;                // the scale of W
+    uint R;                 // the length of the low-rank product's sum
+    uint nbp0; uint nbp1; uint nbz1;
+    uint p_offset; uint z_offset;
+    float scale;
 } p;
 
 layout(binding = 0) readonly buffer W { uint16_t data_w[]; };
 layout(binding = 1) readonly buffer Q { uvec4 data_q[]; };
 layout(binding = 1) readonly buffer S { float data_s[]; };
 layout(binding = 2) readonly buffer A { float data_add[]; };
+layout(binding = 2) readonly buffer A4 { vec4 data_add4[]; };
 layout(binding = 3) writeonly buffer D { float data_d[]; };
+layout(binding = 3) writeonly buffer D4 { vec4 data_d4[]; };
+layout(binding = 4) readonly buffer P { float data_p[]; };
+layout(binding = 5) readonly buffer Z { float data_z[]; };
 
 #include "qvac_tq_weights.glsl"
 
@@ -223,45 +235,14 @@ void store_b(const uint i, const uvec4 v, const uint step) {
         }                                                                 \
     }
 
-// --- what becomes of the sums ---
-
-// The correctly rounded x/254, as over_254 of ternary.h.
-float over_254(const float x) {
-    const float r = uintBitsToFloat(0x3b810204u); // 1/254
-    precise const float q        = x * r;
-    precise const float residual = (x - 256.0 * q) + 2.0 * q;
-    precise const float quotient = q + residual * r;
-    return quotient;
-}
-
-float both_limbs(const float s1, const float s2) {
-    precise const float s = s1 + over_254(s2);
-    return s;
-}
-
-// Output `m` of the tile.
-uint output_of(const uint m0, const uint m) {
-#if defined(TQ_BACK)
-    const uint chunk = m0 / CHUNK + m / CHUNK;
-    return chunk / 16 * BLOCK + chunk_begin(chunk % 16) + m % CHUNK;
+#if defined(TQ_COOPMAT)
+#define OUTPUTS 4
+#define FLOATS vec4
 #else
-    return m0 + m;
+#define OUTPUTS 1
+#define FLOATS float
 #endif
-}
-
-// `sum` holds the weights' scales already where they are mixed.
-void put(const uint m, const uint token, const float sum) {
-    if (m >= p.M || token >= p.N) {
-        return;
-    }
-    const float scale = data_s[4 * (p.q_offset + token * p.q_stride + LIMBS * (p.K / 16))];
-    precise const float factor = MIXED != 0 ? scale : scale * p.d;
-    precise float y = sum * factor;
-    if (p.add != 0) {
-        y = y + data_add[p.add_offset + token * p.M + m];
-    }
-    data_d[p.d_offset + token * p.M + m] = y;
-}
+#include "qvac_tq_output.glsl"
 
 #if !defined(TQ_COOPMAT)
 #include "qvac_tq_dot.glsl"
@@ -329,25 +310,75 @@ void main() {
 
 #if defined(TQ_COOPMAT)
     // A subgroup's part of the tile, which is no longer read, takes its matrices one at a time, one of each limb: outputs
-    // side by side, token after token.
-    const uint ONE  = TM * TN / 4;
-    const uint area = gl_SubgroupID * LIMBS * ONE;
+    // side by side, token after token. An invocation takes four outputs of every PASSES'th token.
     // (Loops count in ones: in steps of a specialization constant not every driver unrolls, and then sums live in memory.)
-    [[unroll]] for (uint pair = 0; pair < NS / LIMBS; ++pair) {
+    const uint ONE    = TM * TN / 4;
+    const uint LANES  = BLOCK_SIZE / ((BM / WM) * (BN / WN)); // a subgroup's
+    const uint PASSES = (ONE + LANES - 1) / LANES;
+    const uint PAIRS  = NS / LIMBS;
+    const uint area   = gl_SubgroupID * LIMBS * ONE;
+    const uint lane   = gl_SubgroupInvocationID;
+    vec4 y[PAIRS * MS * PASSES];
+    [[unroll]] for (uint pair = 0; pair < PAIRS; ++pair) {
         const uint j = pair * LIMBS;
         [[unroll]] for (uint i = 0; i < MS; ++i) {
             [[unroll]] for (uint l = 0; l < LIMBS; ++l) {
                 coopMatStore(sums[(j + l) * MS + i], tile, area + l * ONE, TM / 4, gl_CooperativeMatrixLayoutColumnMajor);
             }
             controlBarrier(gl_ScopeSubgroup, gl_ScopeSubgroup, gl_StorageSemanticsShared, gl_SemanticsAcquireRelease);
-            for (uint e = gl_SubgroupInvocationID; e < TM * TN; e += gl_SubgroupSize) {
-                float s = float(int(tile[area + e / 4][e % 4]));
-                if (LIMBS == 2) {
-                    s = both_limbs(s, float(int(tile[area + ONE + e / 4][e % 4])));
+            [[unroll]] for (uint pass = 0; pass < PASSES; ++pass) {
+                const uint e     = pass * LANES + lane;
+                const uint m     = output_of(m0, sub_m + i * TM + e * 4 % TM);
+                const uint token = t0 + token_of(sub_n + j * TN) + e * 4 / TM;
+                const uint at    = (pair * MS + i) * PASSES + pass;
+                if (ONE % LANES == 0 || e < ONE) {
+                    y[at] = vec4(ivec4(tile[area + e]));
+                    if (LIMBS == 2) {
+                        y[at] = both_limbs(y[at], vec4(ivec4(tile[area + ONE + e])));
+                    }
+                    y[at] = output_value(m, token, y[at]);
+                    if (LOW_RANK == 0) {
+                        write_output(m, token, y[at]);
+                    }
                 }
-                put(output_of(m0, sub_m + i * TM + e % TM), t0 + token_of(sub_n + j * TN) + e / TM, s);
             }
             controlBarrier(gl_ScopeSubgroup, gl_ScopeSubgroup, gl_StorageSemanticsShared, gl_SemanticsAcquireRelease);
+        }
+    }
+    if (LOW_RANK != 0) {
+        for (uint k0 = 0; k0 < p.R; k0 += RANKS) {
+            barrier();
+            store_low_rank(m0, t0, k0);
+            barrier();
+            [[unroll]] for (uint i = 0; i < MS; ++i) {
+                vec4 a[RANKS];
+                [[unroll]] for (uint k = 0; k < RANKS; ++k) {
+                    a[k] = low_rank_p(sub_m + i * TM + lane * 4 % TM, k);
+                }
+                [[unroll]] for (uint pair = 0; pair < PAIRS; ++pair) {
+                    [[unroll]] for (uint pass = 0; pass < PASSES; ++pass) {
+                        const uint t  = token_of(sub_n + pair * LIMBS * TN) + (pass * LANES + lane) * 4 / TM;
+                        const uint at = (pair * MS + i) * PASSES + pass;
+                        [[unroll]] for (uint k4 = 0; k4 < RANKS / 4; ++k4) {
+                            const vec4 z = low_rank_z(t, 4 * k4);
+                            [[unroll]] for (uint k = 0; k < 4; ++k) {
+                                y[at] = add_product(y[at], a[4 * k4 + k], z[k]);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        [[unroll]] for (uint pair = 0; pair < PAIRS; ++pair) {
+            [[unroll]] for (uint i = 0; i < MS; ++i) {
+                [[unroll]] for (uint pass = 0; pass < PASSES; ++pass) {
+                    const uint e = pass * LANES + lane;
+                    if (ONE % LANES == 0 || e < ONE) {
+                        write_output(output_of(m0, sub_m + i * TM + e * 4 % TM),
+                                     t0 + token_of(sub_n + pair * LIMBS * TN) + e * 4 / TM, y[(pair * MS + i) * PASSES + pass]);
+                    }
+                }
+            }
         }
     }
 #else
