@@ -32,6 +32,9 @@ const tile_shape TILES[VK_QVAC_TERNARY_TILE_COUNT] = {
     {  64,  64, 128, 4, 8, 32, 32, 0.0f,  NEVER },
     {  64,  64,  64, 4, 8, 32, 32, 0.0f,  0.2f  },
     {  64,  32,  64, 4, 4, 32, 32, 0.0f,  0.0f  },
+    // Weights are unpacked before.
+    { 128, 128, 128, 8, 8, 64, 64, 1.0f,  NEVER },
+    {  64,  64, 128, 4, 8, 32, 32, 1.0f,  NEVER },
 };
 
 // Where the device does not say how many cores it has.
@@ -86,6 +89,10 @@ struct shader {
 
 #define QVAC_TQ(name) { #name, name##_len, name##_data }
 
+const shader UNPACKED_SHADERS[VK_QVAC_TERNARY_KERNEL_COUNT] = {
+    QVAC_TQ(qvac_tq_mul_mat_unpacked_plain), QVAC_TQ(qvac_tq_mul_mat_unpacked_dot), QVAC_TQ(qvac_tq_mul_mat_unpacked_cm1),
+};
+
 const shader SHADERS[2][2][VK_QVAC_TERNARY_KERNEL_COUNT] = {
     { { QVAC_TQ(qvac_tq_mul_mat_tq1_0_plain), QVAC_TQ(qvac_tq_mul_mat_tq1_0_dot), QVAC_TQ(qvac_tq_mul_mat_tq1_0_cm1) },
       { QVAC_TQ(qvac_tq_mul_mat_back_tq1_0_plain), QVAC_TQ(qvac_tq_mul_mat_back_tq1_0_dot), QVAC_TQ(qvac_tq_mul_mat_back_tq1_0_cm1) } },
@@ -138,6 +145,14 @@ std::optional<vk_qvac_ternary_kernel> kernel_of(const vk_device & device, const 
     return VK_QVAC_TERNARY_PLAIN;
 }
 
+bool serves(const vk_device & device, int tile, const vk_qvac_ternary_problem & problem) {
+    if (tile < VK_QVAC_TERNARY_FIRST_UNPACKED) {
+        return !problem.mixed || tile >= FIRST_MIXED_TILE;
+    }
+    return !problem.mixed && problem.tokens * problem.limbs >= TILES[tile].BN &&
+           ggml_vk_qvac_can_unpack(device, problem.m, problem.k);
+}
+
 } // namespace
 
 void ggml_vk_qvac_load_ternary(vk_device & device, const vk_qvac_create_pipeline & create) {
@@ -145,24 +160,30 @@ void ggml_vk_qvac_load_ternary(vk_device & device, const vk_qvac_create_pipeline
     create(pipelines.quantize, "qvac_tq_quantize", qvac_tq_quantize_len, qvac_tq_quantize_data, 2,
            sizeof(vk_qvac_tq_quantize_push_constants), { 1, 1, 1 }, { 256 }, 0);
 
-    for (int type = 0; type < 2; ++type) {
-        for (int back = 0; back < 2; ++back) {
-            for (int k = 0; k < VK_QVAC_TERNARY_KERNEL_COUNT; ++k) {
-                const vk_qvac_ternary_kernel kernel = (vk_qvac_ternary_kernel) k;
-                if (!available(device, kernel)) {
+    for (int k = 0; k < VK_QVAC_TERNARY_KERNEL_COUNT; ++k) {
+        const vk_qvac_ternary_kernel kernel = (vk_qvac_ternary_kernel) k;
+        if (!available(device, kernel)) {
+            continue;
+        }
+        const bool coopmat = kernel == VK_QVAC_TERNARY_COOPMAT;
+        const auto load    = [&](vk_pipeline & pipeline, const shader & s, int t, uint32_t limbs, bool mixed, bool low_rank) {
+            create(pipeline, s.name, s.size, s.data, 6, sizeof(vk_qvac_tq_mul_mat_push_constants),
+                   { TILES[t].BM, TILES[t].BN / limbs, 1 }, constants(device, kernel, TILES[t], limbs, mixed, low_rank),
+                   coopmat ? device->subgroup_size : 0);
+        };
+        for (int t = 0; t < VK_QVAC_TERNARY_TILE_COUNT; ++t) {
+            for (int variant = 0; variant < 4; ++variant) {
+                const uint32_t limbs    = 1 + variant % 2;
+                const bool     low_rank = variant / 2;
+                if (t >= VK_QVAC_TERNARY_FIRST_UNPACKED) {
+                    load(pipelines.mul_mat_unpacked[k][t - VK_QVAC_TERNARY_FIRST_UNPACKED][limbs - 1][low_rank], UNPACKED_SHADERS[k],
+                         t, limbs, false, low_rank);
                     continue;
                 }
-                const bool coopmat = kernel == VK_QVAC_TERNARY_COOPMAT;
-                for (int t = 0; t < VK_QVAC_TERNARY_TILE_COUNT; ++t) {
-                    const tile_shape & tile = TILES[t];
-                    for (uint32_t limbs = 1; limbs <= (back ? 2 : 1); ++limbs) {
+                for (int type = 0; type < 2; ++type) {
+                    for (int back = limbs - 1; back < 2; ++back) {
                         for (int mixed = 0; mixed < (coopmat ? 1 : 2); ++mixed) {
-                            for (int low_rank = 0; low_rank < 2; ++low_rank) {
-                                const shader & s = SHADERS[type][back][k];
-                                create(pipelines.mul_mat[type][back][k][t][limbs - 1][mixed][low_rank], s.name, s.size, s.data, 6,
-                                       sizeof(vk_qvac_tq_mul_mat_push_constants), { tile.BM, tile.BN / limbs, 1 },
-                                       constants(device, kernel, tile, limbs, mixed, low_rank), coopmat ? device->subgroup_size : 0);
-                            }
+                            load(pipelines.mul_mat[type][back][k][t][limbs - 1][mixed][low_rank], SHADERS[type][back][k], t, limbs, mixed, low_rank);
                         }
                     }
                 }
@@ -182,13 +203,13 @@ std::optional<vk_qvac_ternary_choice> ggml_vk_qvac_ternary_choose(const vk_devic
     const float   tiles   = (float) (CEIL_DIV(problem.m, (int64_t) 128) * CEIL_DIV(columns, (int64_t) 128)) / (float) cores;
 
     std::optional<vk_qvac_ternary_choice> choice;
-    for (int t = problem.mixed ? FIRST_MIXED_TILE : 0; t < VK_QVAC_TERNARY_TILE_COUNT && !choice; ++t) {
+    for (int i = 0; i < VK_QVAC_TERNARY_TILE_COUNT && !choice; ++i) {
+        const int   t    = (VK_QVAC_TERNARY_FIRST_UNPACKED + i) % VK_QVAC_TERNARY_TILE_COUNT; // unpacking before is best, where it may be
         const float from = *kernel == VK_QVAC_TERNARY_COOPMAT ? TILES[t].coopmat_from : TILES[t].dot_from;
         const bool  use  = wish.tile ? t == *wish.tile : from >= 0.0f && tiles >= from;
-        if (use && fits(device, *kernel, TILES[t])) {
+        if (use && fits(device, *kernel, TILES[t]) && serves(device, t, problem)) {
             choice = { *kernel, t };
         }
     }
-    // Mixed scales have not every shape; else one that was asked for and does not fit is an error.
-    return wish.tile && !problem.mixed && choice && choice->tile != *wish.tile ? std::nullopt : choice;
+    return choice;
 }

@@ -76,7 +76,13 @@ void multiply_integers(const uint step) {
     }
 }
 
-#if defined(TQ_BACK)
+#if defined(TQ_UNPACKED)
+
+void multiply(const uint m0, const uint step) {
+    multiply_integers(step);
+}
+
+#elif defined(TQ_BACK)
 
 // Where scales differ down a column, a sum of integers has no meaning: floats, in the order of k.
 void multiply_mixed(const uint m0, const uint step) {

@@ -65,7 +65,11 @@ layout(push_constant) uniform parameter {
     float scale;
 } p;
 
+#if defined(TQ_UNPACKED)
+layout(binding = 0) readonly buffer W { uvec4 data_w[]; };
+#else
 layout(binding = 0) readonly buffer W { uint16_t data_w[]; };
+#endif
 layout(binding = 1) readonly buffer Q { uvec4 data_q[]; };
 layout(binding = 1) readonly buffer S { float data_s[]; };
 layout(binding = 2) readonly buffer A { float data_add[]; };
@@ -75,7 +79,9 @@ layout(binding = 3) writeonly buffer D4 { vec4 data_d4[]; };
 layout(binding = 4) readonly buffer P { float data_p[]; };
 layout(binding = 5) readonly buffer Z { float data_z[]; };
 
+#if !defined(TQ_UNPACKED)
 #include "qvac_tq_weights.glsl"
+#endif
 
 // A row of the tile is BK bytes and 16 more, so that 16 bytes of neighbouring rows lie on different banks.
 const uint ROW    = BK / 16 + 1;
@@ -90,6 +96,8 @@ uint tile_of(const uint step) {
 
 const uint LIMB_RUN = 16; // columns of one limb side by side
 
+#if !defined(TQ_UNPACKED)
+
 uint word(const uint block, const uint w) {
     return uint(data_w[block * BLOCK_WORDS + w]);
 }
@@ -102,11 +110,36 @@ void put_word(const uint step, const uint row, const uint k4, const uint v) {
     tile[tile_of(step) + row * ROW + k4 / 4][k4 % 4] = v;
 }
 
+#endif
+
+// --- what an invocation brings to shared memory: units number item(0), item(1) ... ---
+
+uint item(const uint j) {
+    return gl_LocalInvocationID.x + j * BLOCK_SIZE;
+}
+
+const uint STEP_VECS = BK / 16;                // 16 bytes each, in a row of the tile
+const uint ITEM_ROWS = BLOCK_SIZE / STEP_VECS; // rows that one item of all invocations makes, of such units
+
 // --- weights: from memory to registers, and decoded from there to shared memory ---
 
-const uint STEP_QUADS = BK / QUAD;
+#if defined(TQ_UNPACKED)
 
-#if !defined(TQ_BACK)
+// Rows are there up to whole tiles, and so what an invocation reads lies at constant distances.
+const uint A_UNITS = BM * STEP_VECS;
+
+uvec4 load_a(const uint j, const uint m0, const uint step) {
+    const uint begin = p.w_offset + (m0 + item(0) / STEP_VECS) * p.w_stride + item(0) % STEP_VECS;
+    return data_w[begin + j * ITEM_ROWS * p.w_stride + step * STEP_VECS];
+}
+
+void store_a(const uint j, const uvec4 raw, const uint m0, const uint step) {
+    tile[tile_of(step) + (item(0) / STEP_VECS + j * ITEM_ROWS) * ROW + item(0) % STEP_VECS] = raw;
+}
+
+#elif !defined(TQ_BACK)
+
+const uint STEP_QUADS = BK / QUAD;
 
 // A unit is four bytes of a column, hence four weights in each chunk of a quad. Neighbours read neighbouring bytes.
 const uint A_UNITS = BM * STEP_QUADS * 4;
@@ -117,20 +150,20 @@ unit unit_of(const uint i) {
     return unit(i % 4, i / 4 % STEP_QUADS, i / 4 / STEP_QUADS);
 }
 
-uvec4 load_a(const uint i, const uint m0, const uint step) {
-    const unit u     = unit_of(i);
+uvec4 load_a(const uint j, const uint m0, const uint step) {
+    const unit u     = unit_of(item(j));
     const uint quad  = step * STEP_QUADS + u.quad;
     const uint block = p.w_offset + min(m0 + u.row, p.M - 1) * p.w_stride + quad / QUADS;
     uvec4 raw;
-    [[unroll]] for (uint j = 0; j < COLUMNS; ++j) {
-        const uint column = quad_column(quad % QUADS, j);
-        raw[j] = word(block, column_word(column, 2 * u.part)) | (word(block, column_word(column, 2 * u.part + 1)) << 16);
+    [[unroll]] for (uint c = 0; c < COLUMNS; ++c) {
+        const uint column = quad_column(quad % QUADS, c);
+        raw[c] = word(block, column_word(column, 2 * u.part)) | (word(block, column_word(column, 2 * u.part + 1)) << 16);
     }
     return raw;
 }
 
-void store_a(const uint i, const uvec4 raw, const uint m0, const uint step) {
-    const unit u    = unit_of(i);
+void store_a(const uint j, const uvec4 raw, const uint m0, const uint step) {
+    const unit u    = unit_of(item(j));
     const uint quad = (step * STEP_QUADS + u.quad) % QUADS;
     [[unroll]] for (uint c = 0; c < 4; ++c) {
         const uint from = c < second_column_from(quad) ? raw[0] : raw[COLUMNS - 1];
@@ -150,21 +183,21 @@ unit unit_of(const uint i) {
     return unit(i % 8, i / 8 % (BM / QUAD), i / 8 / (BM / QUAD));
 }
 
-uvec4 load_a(const uint i, const uint m0, const uint step) {
-    const unit u     = unit_of(i);
+uvec4 load_a(const uint j, const uint m0, const uint step) {
+    const unit u     = unit_of(item(j));
     const uint quad  = m0 / QUAD + u.quad;
     const uint block = p.w_offset + (step * BK + 4 * u.k4) * p.w_stride + quad / QUADS;
     uvec4 raw;
-    [[unroll]] for (uint j = 0; j < COLUMNS; ++j) {
-        const uint w = column_word(quad_column(quad % QUADS, j), u.pair);
-        raw[2 * j]     = word(block, w) | (word(block + p.w_stride, w) << 16);
-        raw[2 * j + 1] = word(block + 2 * p.w_stride, w) | (word(block + 3 * p.w_stride, w) << 16);
+    [[unroll]] for (uint c = 0; c < COLUMNS; ++c) {
+        const uint w = column_word(quad_column(quad % QUADS, c), u.pair);
+        raw[2 * c]     = word(block, w) | (word(block + p.w_stride, w) << 16);
+        raw[2 * c + 1] = word(block + 2 * p.w_stride, w) | (word(block + 3 * p.w_stride, w) << 16);
     }
     return raw;
 }
 
-void store_a(const uint i, const uvec4 raw, const uint m0, const uint step) {
-    const unit u    = unit_of(i);
+void store_a(const uint j, const uvec4 raw, const uint m0, const uint step) {
+    const unit u    = unit_of(item(j));
     const uint quad = (m0 / QUAD + u.quad) % QUADS;
     [[unroll]] for (uint c = 0; c < 4; ++c) {
         const bool first = c < second_column_from(quad);
@@ -182,7 +215,7 @@ void store_a(const uint i, const uvec4 raw, const uint m0, const uint step) {
 
 // --- tokens: 16 bytes at a time ---
 
-const uint B_UNITS = BN * (BK / 16);
+const uint B_UNITS = BN * STEP_VECS;
 
 // Which token of the tile a column belongs to, and which limb it is.
 uint token_of(const uint column) {
@@ -193,9 +226,20 @@ uint limb_of(const uint column) {
     return LIMBS == 1 ? 0 : column / LIMB_RUN % 2;
 }
 
-uvec4 load_b(const uint i, const uint t0, const uint step) {
-    const uint column = i / (BK / 16);
-    const uint chunk  = step * (BK / 16) + i % (BK / 16);
+#if defined(TQ_UNPACKED)
+
+uvec4 load_b(const uint j, const uint t0, const uint step) {
+    const uint column = item(0) / STEP_VECS;
+    const uint begin  = p.q_offset + (t0 + token_of(column)) * p.q_stride + limb_of(column) * (p.K / 16) + item(0) % STEP_VECS;
+    const uint next   = j * ITEM_ROWS;
+    return data_q[begin + token_of(next) * p.q_stride + limb_of(next) * (p.K / 16) + step * STEP_VECS];
+}
+
+#else
+
+uvec4 load_b(const uint j, const uint t0, const uint step) {
+    const uint column = item(j) / STEP_VECS;
+    const uint chunk  = step * STEP_VECS + item(j) % STEP_VECS;
 #if defined(TQ_BACK)
     const uint k16 = chunk;
 #else
@@ -205,34 +249,36 @@ uvec4 load_b(const uint i, const uint t0, const uint step) {
     return data_q[p.q_offset + token * p.q_stride + limb_of(column) * (p.K / 16) + k16];
 }
 
-void store_b(const uint i, const uvec4 v, const uint step) {
-    tile[tile_of(step) + TILE_B + i / (BK / 16) * ROW + i % (BK / 16)] = v;
+#endif
+
+void store_b(const uint j, const uvec4 v, const uint step) {
+    tile[tile_of(step) + TILE_B + (item(0) / STEP_VECS + j * ITEM_ROWS) * ROW + item(0) % STEP_VECS] = v;
 }
 
 // --- a step: between registers and shared memory ---
 
-#define LOAD_STEP(step)                                                   \
-    [[unroll]] for (uint j = 0; j < A_ITEMS; ++j) {                       \
-        if (A_UNITS % BLOCK_SIZE == 0 || tid + j * BLOCK_SIZE < A_UNITS) { \
-            next_a[j] = load_a(tid + j * BLOCK_SIZE, m0, step);           \
-        }                                                                 \
-    }                                                                     \
-    [[unroll]] for (uint j = 0; j < B_ITEMS; ++j) {                       \
-        if (B_UNITS % BLOCK_SIZE == 0 || tid + j * BLOCK_SIZE < B_UNITS) { \
-            next_b[j] = load_b(tid + j * BLOCK_SIZE, t0, step);           \
-        }                                                                 \
+#define LOAD_STEP(step)                                           \
+    [[unroll]] for (uint j = 0; j < A_ITEMS; ++j) {               \
+        if (A_UNITS % BLOCK_SIZE == 0 || item(j) < A_UNITS) {     \
+            next_a[j] = load_a(j, m0, step);                      \
+        }                                                         \
+    }                                                             \
+    [[unroll]] for (uint j = 0; j < B_ITEMS; ++j) {               \
+        if (B_UNITS % BLOCK_SIZE == 0 || item(j) < B_UNITS) {     \
+            next_b[j] = load_b(j, t0, step);                      \
+        }                                                         \
     }
 
-#define STORE_STEP(step)                                                  \
-    [[unroll]] for (uint j = 0; j < A_ITEMS; ++j) {                       \
-        if (A_UNITS % BLOCK_SIZE == 0 || tid + j * BLOCK_SIZE < A_UNITS) { \
-            store_a(tid + j * BLOCK_SIZE, next_a[j], m0, step);           \
-        }                                                                 \
-    }                                                                     \
-    [[unroll]] for (uint j = 0; j < B_ITEMS; ++j) {                       \
-        if (B_UNITS % BLOCK_SIZE == 0 || tid + j * BLOCK_SIZE < B_UNITS) { \
-            store_b(tid + j * BLOCK_SIZE, next_b[j], step);               \
-        }                                                                 \
+#define STORE_STEP(step)                                          \
+    [[unroll]] for (uint j = 0; j < A_ITEMS; ++j) {               \
+        if (A_UNITS % BLOCK_SIZE == 0 || item(j) < A_UNITS) {     \
+            store_a(j, next_a[j], m0, step);                      \
+        }                                                         \
+    }                                                             \
+    [[unroll]] for (uint j = 0; j < B_ITEMS; ++j) {               \
+        if (B_UNITS % BLOCK_SIZE == 0 || item(j) < B_UNITS) {     \
+            store_b(j, next_b[j], step);                          \
+        }                                                         \
     }
 
 #if defined(TQ_COOPMAT)
@@ -249,9 +295,12 @@ void store_b(const uint i, const uvec4 v, const uint step) {
 #endif
 
 void main() {
-    const uint tid = gl_LocalInvocationID.x;
-    const uint m0  = gl_WorkGroupID.x * BM;
-    const uint t0  = gl_WorkGroupID.y * (BN / LIMBS);
+    const uint m0 = gl_WorkGroupID.x * BM;
+#if defined(TQ_UNPACKED)
+    const uint t0 = min(gl_WorkGroupID.y * (BN / LIMBS), p.N - BN / LIMBS); // the last tile goes over tokens once more
+#else
+    const uint t0 = gl_WorkGroupID.y * (BN / LIMBS);
+#endif
 
 #if defined(TQ_COOPMAT)
     const uint sub_m = gl_SubgroupID % (BM / WM) * WM;
