@@ -18,9 +18,9 @@ enum vk_qvac_ternary_kernel {
     VK_QVAC_TERNARY_KERNEL_COUNT,
 };
 
-constexpr int VK_QVAC_TERNARY_TILE_COUNT = 8;
+constexpr int VK_QVAC_TERNARY_TILE_COUNT = 6;
 // The tile shapes from here on take weights that were unpacked before (ternary_unpack.cpp).
-constexpr int VK_QVAC_TERNARY_FIRST_UNPACKED = 6;
+constexpr int VK_QVAC_TERNARY_FIRST_UNPACKED = 3;
 
 // With a device.
 struct vk_qvac_ternary_pipelines {

@@ -8,6 +8,8 @@ namespace {
 
 static_assert(sizeof(vk_qvac_tq_mul_mat_push_constants) <= 128, "Vulkan guarantees no more push constants than 128 bytes");
 
+constexpr uint32_t LIMB_RUN = 16; // the shader's
+
 struct tile_shape {
     uint32_t BM, BN, BK; // outputs, columns (token times limb), step of the sum: 64 or 128
     uint32_t TM, TN;     // of one invocation, without cooperative matrices; BN / TN is 8 or 16 (the shader's LIMB_RUN)
@@ -19,34 +21,34 @@ struct tile_shape {
     uint32_t shared_bytes() const { return (BM + BN) * (BK + 16); }
     uint32_t invocations() const { return (BM / TM) * (BN / TN); }
     uint32_t subgroups() const { return (BM / WM) * (BN / WN); }
+    // What the subgroups' sums pass through in the end, and a low-rank product's operands: the shader's OUT_ALL.
+    uint32_t sum_bytes(uint32_t limbs) const {
+        return 16 * (subgroups() * limbs * LIMB_RUN * (WM / 4 + 1) + 2 * (BM + BN / limbs));
+    }
 };
 
 constexpr float NEVER = -1.0f;
 
-// Measured on an H100 (docs/performance.md). Large products want large tiles, which read and unpack less; the smaller a
-// product, the more tiles it must be cut into for every core to have some, and the longer a step, for loads to be hidden.
+// Measured on an H100 (docs/performance.md). Large products want large tiles, which read less; the smaller a product, the more
+// tiles it must be cut into for every core to have some, and the more of its time unpacking before would take.
 const tile_shape TILES[VK_QVAC_TERNARY_TILE_COUNT] = {
-    { 128, 128,  64, 8, 8, 64, 64, 3.0f,  NEVER },
-    {  64, 128,  64, 4, 8, 32, 64, 1.2f,  NEVER },
-    { 128, 128, 128, 8, 8, 64, 32, 0.75f, NEVER },
-    {  64,  64, 128, 4, 8, 32, 32, 0.0f,  NEVER },
-    {  64,  64,  64, 4, 8, 32, 32, 0.0f,  0.2f  },
-    {  64,  32,  64, 4, 4, 32, 32, 0.0f,  0.0f  },
+    {  64,  64, 128, 4, 8, 32, 32, 0.0f, NEVER },
+    {  64,  64,  64, 4, 8, 32, 32, 0.0f, 0.2f  },
+    {  64,  32,  64, 4, 4, 32, 32, 0.0f, 0.0f  },
     // Weights are unpacked before.
-    { 128, 128, 128, 8, 8, 64, 64, 1.0f,  NEVER },
-    {  64,  64, 128, 4, 8, 32, 32, 1.0f,  NEVER },
+    { 128, 128, 128, 8, 8, 64, 64, 0.9f, NEVER },
+    { 128,  64, 128, 8, 8, 64, 32, 0.4f, NEVER },
+    {  64,  64, 128, 4, 8, 32, 32, 0.2f, NEVER },
 };
 
 // Where the device does not say how many cores it has.
 constexpr uint32_t CORES_UNKNOWN = 16;
 
 // Mixed scales take twice the registers for sums.
-constexpr int FIRST_MIXED_TILE = 4;
+constexpr int FIRST_MIXED_TILE = 1;
 
-constexpr uint32_t LIMB_RUN = 16; // the shader's
-
-// Bytes of the scales of a step's rows, for mixed scales.
-constexpr uint32_t ROW_SCALES = 128 * sizeof(float);
+// Bytes of the factors of a tile's tokens, and of the scales of a step's rows for mixed scales.
+constexpr uint32_t FACTORS = 2 * 128 * sizeof(float);
 
 bool available(const vk_device & device, vk_qvac_ternary_kernel kernel) {
     switch (kernel) {
@@ -63,17 +65,19 @@ bool available(const vk_device & device, vk_qvac_ternary_kernel kernel) {
     }
 }
 
-bool fits(const vk_device & device, vk_qvac_ternary_kernel kernel, const tile_shape & tile) {
+bool fits(const vk_device & device, vk_qvac_ternary_kernel kernel, const tile_shape & tile, uint32_t limbs) {
     const auto &   limits      = device->properties.limits;
-    const uint32_t invocations = kernel == VK_QVAC_TERNARY_COOPMAT ? tile.subgroups() * device->subgroup_size : tile.invocations();
-    return tile.shared_bytes() + ROW_SCALES <= limits.maxComputeSharedMemorySize &&
+    const bool     coopmat     = kernel == VK_QVAC_TERNARY_COOPMAT;
+    const uint32_t invocations = coopmat ? tile.subgroups() * device->subgroup_size : tile.invocations();
+    const uint32_t shared      = std::max(tile.shared_bytes(), coopmat ? tile.sum_bytes(limbs) : 0) + FACTORS;
+    return shared <= limits.maxComputeSharedMemorySize &&
            invocations <= limits.maxComputeWorkGroupInvocations && invocations <= limits.maxComputeWorkGroupSize[0];
 }
 
 std::vector<uint32_t> constants(const vk_device & device, vk_qvac_ternary_kernel kernel, const tile_shape & tile, uint32_t limbs, bool mixed,
                                 bool low_rank) {
-    // Shared memory for two steps where the device has it.
-    const uint32_t stages = 2 * tile.shared_bytes() + ROW_SCALES <= device->properties.limits.maxComputeSharedMemorySize ? 2 : 1;
+    // Shared memory for two short steps where the device has it; beside a long one, another workgroup is worth more.
+    const uint32_t stages = tile.BK < 128 && 2 * tile.shared_bytes() + FACTORS <= device->properties.limits.maxComputeSharedMemorySize ? 2 : 1;
     if (kernel == VK_QVAC_TERNARY_COOPMAT) {
         return { tile.subgroups() * device->subgroup_size, tile.BM, tile.BN, tile.BK, limbs, 0, stages, low_rank, tile.WM, tile.WN,
                  device->coopmat_int_m, device->coopmat_int_n, device->coopmat_int_k };
@@ -207,7 +211,7 @@ std::optional<vk_qvac_ternary_choice> ggml_vk_qvac_ternary_choose(const vk_devic
         const int   t    = (VK_QVAC_TERNARY_FIRST_UNPACKED + i) % VK_QVAC_TERNARY_TILE_COUNT; // unpacking before is best, where it may be
         const float from = *kernel == VK_QVAC_TERNARY_COOPMAT ? TILES[t].coopmat_from : TILES[t].dot_from;
         const bool  use  = wish.tile ? t == *wish.tile : from >= 0.0f && tiles >= from;
-        if (use && fits(device, *kernel, TILES[t]) && serves(device, t, problem)) {
+        if (use && fits(device, *kernel, TILES[t], problem.limbs) && serves(device, t, problem)) {
             choice = { *kernel, t };
         }
     }

@@ -14,7 +14,8 @@
 // brought to registers meanwhile. What multiplies differs by variant: plain integers, TQ_DOT (four products an
 // instruction) or TQ_COOPMAT (int8 cooperative matrices). The integers are the same.
 //
-// Rows and tokens beyond the end are read as the last one and not written.
+// With TQ_UNPACKED, W is such bytes already, for either direction (qvac_tq_unpack.comp), in rows up to whole tiles, and there are
+// tokens for a tile at least. Else rows and tokens beyond the end are read as the last one. None are written.
 
 #extension GL_EXT_control_flow_attributes : enable
 #extension GL_EXT_shader_16bit_storage : require
@@ -74,8 +75,8 @@ layout(binding = 1) readonly buffer Q { uvec4 data_q[]; };
 layout(binding = 1) readonly buffer S { float data_s[]; };
 layout(binding = 2) readonly buffer A { float data_add[]; };
 layout(binding = 2) readonly buffer A4 { vec4 data_add4[]; };
-layout(binding = 3) writeonly buffer D { float data_d[]; };
-layout(binding = 3) writeonly buffer D4 { vec4 data_d4[]; };
+layout(binding = 3) buffer D { float data_d[]; };
+layout(binding = 3) buffer D4 { vec4 data_d4[]; };
 layout(binding = 4) readonly buffer P { float data_p[]; };
 layout(binding = 5) readonly buffer Z { float data_z[]; };
 
@@ -87,7 +88,19 @@ layout(binding = 5) readonly buffer Z { float data_z[]; };
 const uint ROW    = BK / 16 + 1;
 const uint TILE_B = BM * ROW;
 const uint STAGE  = (BM + BN) * ROW;
+#if defined(TQ_COOPMAT)
+// In the end a subgroup puts columns of sums there, four in 16 bytes; neighbours lie on different banks here too. Behind them
+// all lies what a low-rank product reads.
+const uint LANES    = BLOCK_SIZE / ((BM / WM) * (BN / WN));
+const uint OUT_VECS = WM / 4;
+const uint OUT_ROW  = OUT_VECS + 1;
+const uint OUT_END  = BLOCK_SIZE / LANES * LIMBS * TN * OUT_ROW;
+const uint OUT_ALL  = OUT_END + (LOW_RANK != 0 ? 2 * (BM + BN / LIMBS) : 0);
+shared uvec4 tile[STAGES * STAGE > OUT_ALL ? STAGES * STAGE : OUT_ALL];
+#else
+const uint OUT_END = 0;
 shared uvec4 tile[STAGES * STAGE];
+#endif
 
 // Where the tile of a step begins.
 uint tile_of(const uint step) {
@@ -321,6 +334,7 @@ void main() {
     uvec4 next_b[B_ITEMS];
 
     const uint steps = p.K / BK;
+    load_factors(t0);
     LOAD_STEP(0)
     STORE_STEP(0)
     barrier();
@@ -358,75 +372,57 @@ void main() {
     }
 
 #if defined(TQ_COOPMAT)
-    // A subgroup's part of the tile, which is no longer read, takes its matrices one at a time, one of each limb: outputs
-    // side by side, token after token. An invocation takes four outputs of every PASSES'th token.
-    // (Loops count in ones: in steps of a specialization constant not every driver unrolls, and then sums live in memory.)
-    const uint ONE    = TM * TN / 4;
-    const uint LANES  = BLOCK_SIZE / ((BM / WM) * (BN / WN)); // a subgroup's
-    const uint PASSES = (ONE + LANES - 1) / LANES;
-    const uint PAIRS  = NS / LIMBS;
-    const uint area   = gl_SubgroupID * LIMBS * ONE;
-    const uint lane   = gl_SubgroupInvocationID;
-    vec4 y[PAIRS * MS * PASSES];
-    [[unroll]] for (uint pair = 0; pair < PAIRS; ++pair) {
-        const uint j = pair * LIMBS;
-        [[unroll]] for (uint i = 0; i < MS; ++i) {
-            [[unroll]] for (uint l = 0; l < LIMBS; ++l) {
-                coopMatStore(sums[(j + l) * MS + i], tile, area + l * ONE, TM / 4, gl_CooperativeMatrixLayoutColumnMajor);
-            }
-            controlBarrier(gl_ScopeSubgroup, gl_ScopeSubgroup, gl_StorageSemanticsShared, gl_SemanticsAcquireRelease);
-            [[unroll]] for (uint pass = 0; pass < PASSES; ++pass) {
-                const uint e     = pass * LANES + lane;
-                const uint m     = output_of(m0, sub_m + i * TM + e * 4 % TM);
-                const uint token = t0 + token_of(sub_n + j * TN) + e * 4 / TM;
-                const uint at    = (pair * MS + i) * PASSES + pass;
-                if (ONE % LANES == 0 || e < ONE) {
-                    y[at] = vec4(ivec4(tile[area + e]));
-                    if (LIMBS == 2) {
-                        y[at] = both_limbs(y[at], vec4(ivec4(tile[area + ONE + e])));
-                    }
-                    y[at] = output_value(m, token, y[at]);
-                    if (LOW_RANK == 0) {
-                        write_output(m, token, y[at]);
-                    }
-                }
-            }
-            controlBarrier(gl_ScopeSubgroup, gl_ScopeSubgroup, gl_StorageSemanticsShared, gl_SemanticsAcquireRelease);
+    // A subgroup's part of the tile, which is no longer read, takes its sums 16 columns at a time (of each limb): outputs side
+    // by side, token after token. An invocation takes four outputs, the same of every token. What handles them is a loop that
+    // is not unrolled: its code would be so much that fetching it takes as long as the tile.
+    // (Loops over `sums` count in ones: in steps of a specialization constant not every driver unrolls, and then they live in
+    // memory.)
+    const uint vec    = gl_SubgroupInvocationID % OUT_VECS;
+    const uint first  = gl_SubgroupInvocationID / OUT_VECS;
+    const uint area   = gl_SubgroupID * LIMBS * TN * OUT_ROW + vec;
+    const uint m      = output_of(m0, sub_m + vec * 4);
+    vec4 a[RANKS];
+    if (LOW_RANK != 0) {
+        store_low_rank(m0, t0, 0);
+        barrier();
+        [[unroll]] for (uint k = 0; k < RANKS; ++k) {
+            a[k] = low_rank_p(sub_m + vec * 4, k);
         }
     }
+    [[unroll]] for (uint pair = 0; pair < NS / LIMBS; ++pair) {
+        [[unroll]] for (uint l = 0; l < LIMBS; ++l) {
+            [[unroll]] for (uint i = 0; i < MS; ++i) {
+                coopMatStore(sums[(pair * LIMBS + l) * MS + i], tile, area - vec + l * TN * OUT_ROW + i * TM / 4, OUT_ROW,
+                             gl_CooperativeMatrixLayoutColumnMajor);
+            }
+        }
+        controlBarrier(gl_ScopeSubgroup, gl_ScopeSubgroup, gl_StorageSemanticsShared, gl_SemanticsAcquireRelease);
+        const uint t = token_of(sub_n + pair * LIMBS * TN);
+        [[dont_unroll]] for (uint i = first; i < TN; i += LANES / OUT_VECS) {
+            vec4 y = vec4(ivec4(tile[area + i * OUT_ROW]));
+            if (LIMBS == 2) {
+                y = both_limbs(y, vec4(ivec4(tile[area + (TN + i) * OUT_ROW])));
+            }
+            y = output_value(m, t0, t + i, y);
+            if (LOW_RANK != 0) {
+                y = add_low_rank(y, a, t + i);
+            }
+            write_output(m, t0 + t + i, y);
+        }
+        controlBarrier(gl_ScopeSubgroup, gl_ScopeSubgroup, gl_StorageSemanticsShared, gl_SemanticsAcquireRelease);
+    }
+    // Further values of k come onto what each invocation has written.
     if (LOW_RANK != 0) {
-        for (uint k0 = 0; k0 < p.R; k0 += RANKS) {
+        for (uint k0 = RANKS; k0 < p.R; k0 += RANKS) {
             barrier();
             store_low_rank(m0, t0, k0);
             barrier();
-            [[unroll]] for (uint i = 0; i < MS; ++i) {
-                vec4 a[RANKS];
-                [[unroll]] for (uint k = 0; k < RANKS; ++k) {
-                    a[k] = low_rank_p(sub_m + i * TM + lane * 4 % TM, k);
-                }
-                [[unroll]] for (uint pair = 0; pair < PAIRS; ++pair) {
-                    [[unroll]] for (uint pass = 0; pass < PASSES; ++pass) {
-                        const uint t  = token_of(sub_n + pair * LIMBS * TN) + (pass * LANES + lane) * 4 / TM;
-                        const uint at = (pair * MS + i) * PASSES + pass;
-                        [[unroll]] for (uint k4 = 0; k4 < RANKS / 4; ++k4) {
-                            const vec4 z = low_rank_z(t, 4 * k4);
-                            [[unroll]] for (uint k = 0; k < 4; ++k) {
-                                y[at] = add_product(y[at], a[4 * k4 + k], z[k]);
-                            }
-                        }
-                    }
-                }
+            [[unroll]] for (uint k = 0; k < RANKS; ++k) {
+                a[k] = low_rank_p(sub_m + vec * 4, k);
             }
-        }
-        [[unroll]] for (uint pair = 0; pair < PAIRS; ++pair) {
-            [[unroll]] for (uint i = 0; i < MS; ++i) {
-                [[unroll]] for (uint pass = 0; pass < PASSES; ++pass) {
-                    const uint e = pass * LANES + lane;
-                    if (ONE % LANES == 0 || e < ONE) {
-                        write_output(output_of(m0, sub_m + i * TM + e * 4 % TM),
-                                     t0 + token_of(sub_n + pair * LIMBS * TN) + e * 4 / TM, y[(pair * MS + i) * PASSES + pass]);
-                    }
-                }
+            [[dont_unroll]] for (uint i = first; i < WN / LIMBS; i += LANES / OUT_VECS) {
+                const uint t = token_of(sub_n) + i;
+                write_output(m, t0 + t, add_low_rank(read_output(m, t0 + t), a, t));
             }
         }
     }
