@@ -21,28 +21,27 @@ pub const TOKENS: [usize; 8] = [1, 3, 8, 9, 17, 33, 65, 130];
 /// Overrides ggml-vulkan's choice of kernel and tile.
 const VARIABLE: &str = "QVAC_VK_TERNARY";
 
-pub const ALL_VARIANTS: [&str; 14] = [
+pub const ALL_VARIANTS: [&str; 10] = [
     "",
     "plain:0",
-    "plain:4",
-    "plain:5",
+    "plain:1",
+    "plain:2",
     "dot:0",
     "dot:1",
-    "dot:4",
-    "dot:5",
+    "dot:2",
     "coopmat:0",
     "coopmat:1",
     "coopmat:2",
-    "coopmat:3",
-    "coopmat:4",
-    "coopmat:5",
 ];
 
+/// Those that unpack weights before, for at least 64 columns (tokens times limbs), the last one for 128.
+pub const UNPACKED_VARIANTS: [&str; 6] = ["", "plain:5", "dot:5", "coopmat:5", "coopmat:4", "coopmat:3"];
+
 /// Those that have a kernel for weights whose blocks differ in scale.
-pub const MIXED_VARIANTS: [&str; 5] = ["", "plain:4", "plain:5", "dot:4", "dot:5"];
+pub const MIXED_VARIANTS: [&str; 5] = ["", "plain:1", "plain:2", "dot:1", "dot:2"];
 
 /// What every device can do, within Vulkan's least limits.
-const GUARANTEED: [&str; 3] = ["", "plain:4", "plain:5"];
+const GUARANTEED: [&str; 3] = ["", "plain:1", "plain:2"];
 
 /// Runs `make` on every device in each of the variants that it has, and hands the bytes of the result to `hold`.
 pub fn on_variants(

@@ -10,10 +10,10 @@ use super::Bench;
 const VARIANTS: [&str; 10] = [
     "",
     "plain:0",
-    "plain:5",
+    "plain:2",
     "dot:1",
+    "dot:5",
     "coopmat:0",
-    "coopmat:1",
     "coopmat:2",
     "coopmat:3",
     "coopmat:4",

@@ -71,6 +71,7 @@ void ggml_vk_qvac_load_shaders(vk_device & device, const vk_qvac_create_pipeline
     ggml_vk_qvac_load_out_prod_f16(device, create);
     ggml_vk_qvac_load_cross_entropy(device, create);
     ggml_vk_qvac_load_ternary(device, create);
+    ggml_vk_qvac_load_ternary_unpack(device, create);
     ggml_vk_qvac_load_ternary_vec(device, create);
     ggml_vk_qvac_load_low_rank(device, create);
     ggml_vk_qvac_load_attention(device, create);

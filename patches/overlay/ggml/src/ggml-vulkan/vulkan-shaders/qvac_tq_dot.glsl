@@ -76,7 +76,13 @@ void multiply_integers(const uint step) {
     }
 }
 
-#if defined(TQ_BACK)
+#if defined(TQ_UNPACKED)
+
+void multiply(const uint m0, const uint step) {
+    multiply_integers(step);
+}
+
+#elif defined(TQ_BACK)
 
 // Where scales differ down a column, a sum of integers has no meaning: floats, in the order of k.
 void multiply_mixed(const uint m0, const uint step) {
@@ -150,13 +156,13 @@ void put_sums(const uint m0, const uint t0) {
     float y[TM * OUT_N];
     [[unroll]] for (uint j = 0; j < OUT_N; ++j) {
         const uint column = column_of(j);
-        const uint token  = t0 + token_of(lane_n() + column * LANES_N);
+        const uint t      = token_of(lane_n() + column * LANES_N);
         [[unroll]] for (uint i = 0; i < TM; ++i) {
             float s = sum_of(column * TM + i);
             if (LIMBS == 2) {
                 s = both_limbs(s, sum_of((column + RUN) * TM + i));
             }
-            y[j * TM + i] = output_value(output_of(m0, lane_m() + i * LANES_M), token, s);
+            y[j * TM + i] = output_value(output_of(m0, lane_m() + i * LANES_M), t0, t, s);
         }
     }
     if (LOW_RANK != 0) {
