@@ -116,7 +116,7 @@ pub fn convert(
     let tokenizer = Tokenizer::read(dir, &model, config.pre.as_deref())?;
     let checkpoint = Checkpoint::open(dir)?;
     let layout = Layout::new(&model, config.dtype.block_size());
-    let wish = Wish { dtype: config.dtype, embed, ternarize: config.ternarize };
+    let wish = Wish { dtype: config.dtype, embed, ternarize: config.ternarize, threads: config.threads };
     let plan = plan::plan(&checkpoint, &model, layout, wish)?;
 
     let mut writer = GgufWriter::new();

@@ -6,7 +6,7 @@ use super::checkpoint::{Checkpoint, Source};
 use super::config::{Family, LinearClass, ModelConfig, RopeScaling};
 use super::error::{Error, Result};
 use super::layout::{Layout, Padding};
-use super::ternary::is_f16;
+use super::ternary::{self, is_f16, Survey};
 use crate::ggml::Dtype;
 
 /// Rows of a matrix (or values of a vector): padded, and in the order that upstream's rope wants.
@@ -42,6 +42,8 @@ pub(super) enum Kind {
     Packed { scale: f32 },
     /// Masters: -1, 0 and 1 times the mean of their absolute values.
     Masters,
+    /// Values that are ternary already, all of one size.
+    OneScale { scale: f32 },
     /// Values that are ternary already, with a scale for each block.
     Ternary,
     /// Whatever they are.
@@ -87,6 +89,7 @@ pub(super) struct Wish {
     pub dtype: Dtype,
     pub embed: Dtype,
     pub ternarize: bool,
+    pub threads: usize,
 }
 
 /// All tensors, in the order of the file, and the names of those that could not have the type that was asked for.
@@ -255,13 +258,21 @@ impl<'a> Planner<'a> {
                 self.plan.fallbacks.push((name.clone(), dtype));
                 kind
             }
-            Kind::Ternary if !dtype.is_ternary() => Kind::Plain,
+            Kind::Ternary if dtype.is_ternary() => {
+                let (kind, fitting) = self.looked_at(source, cols)?;
+                if fitting != dtype {
+                    dtype = fitting;
+                    self.plan.fallbacks.push((name.clone(), dtype));
+                }
+                kind
+            }
+            Kind::Ternary => Kind::Plain,
             kind => kind,
         };
-        let scale = (f64::from(scale) * factor) as f32;
+        let beside = f64::from(scale) * factor;
         let (factor, own) = match kind {
-            Kind::Packed { scale: s } => {
-                let all = (f64::from(s) * factor) as f32;
+            Kind::Packed { scale: own } | Kind::OneScale { scale: own } => {
+                let all = (beside * f64::from(own)) as f32;
                 if is_f16(all) {
                     (all, None)
                 } else {
@@ -269,7 +280,9 @@ impl<'a> Planner<'a> {
                 }
             }
             Kind::Masters => (1.0, Some(Content::ScaleOfMasters { factor: factor as f32 })),
-            Kind::Ternary | Kind::Plain => (1.0, (scale != 1.0).then(|| Content::Constant(vec![scale]))),
+            Kind::Ternary | Kind::Plain => {
+                (1.0, (beside != 1.0).then(|| Content::Constant(vec![beside as f32])))
+            }
         };
         self.matrix(name, dtype, Matrix { source, rows, cols, kind, factor });
         if let Some(content) = own {
@@ -282,6 +295,27 @@ impl<'a> Planner<'a> {
             self.vector(&bias, &format!("{gguf}.bias"), rows, bias_factor)?;
         }
         Ok(())
+    }
+
+    /// What values that should be ternary turn out to be, and the type that holds them: TriLM has a scale for each of
+    /// the devices it was trained on, and where their widths end is not always the end of a block.
+    fn looked_at(&self, source: Source<'a>, cols: Padding) -> Result<(Kind, Dtype)> {
+        let dtype = self.wish.dtype;
+        let small = Dtype::Q8_0;
+        let blocks = [dtype.block_size(), small.block_size()];
+        match ternary::survey(&source, cols, &blocks, self.wish.threads)? {
+            Survey::OneScale(scale) => Ok((Kind::OneScale { scale }, dtype)),
+            Survey::Blocks(n) if n == small.block_size() => Ok((Kind::Ternary, small)),
+            Survey::Blocks(_) => Ok((Kind::Ternary, dtype)),
+            Survey::Neither(deviation) => Err(Error::NotTernary {
+                path: source.path.into(),
+                tensor: source.name.into(),
+                dtype: dtype.name(),
+                max: deviation.max(),
+                rms: deviation.rms(),
+                remedy: "pass `--type f16` or `--type q8_0`; `--ternarize` if these are the masters of a BitNet model",
+            }),
+        }
     }
 
     /// What a layer's values are, and the scale beside them that is not theirs alone.

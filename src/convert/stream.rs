@@ -6,7 +6,7 @@ use super::checkpoint::Source;
 use super::error::{Error, Result};
 use super::plan::{Content, Item, Kind, Matrix, Rows};
 use super::ternary::{self, Deviation, MasterScale};
-use crate::ggml::{Dtype, GgufStream};
+use crate::ggml::GgufStream;
 use crate::parallel;
 
 /// Where tensors go, and who is told.
@@ -106,12 +106,12 @@ fn write_matrix(
         }
         let mut piece = Piece { bytes: Vec::new(), n_zeros: 0, deviation: Deviation::default() };
         match matrix.kind {
-            Kind::Packed { .. } | Kind::Masters => {
-                ternary::pack(&values, matrix.factor, n_per_row, item.dtype, &mut piece.bytes)?;
+            Kind::Packed { .. } | Kind::Masters | Kind::OneScale { .. } => {
+                ternary::pack(&values, n_per_row, item.dtype, &mut piece.bytes)?;
             }
             Kind::Ternary => {
                 ternary::round_ternary_blocks(&mut values, item.dtype.block_size(), &mut piece.deviation);
-                item.dtype.quantize(&values, n_per_row, &mut piece.bytes)?;
+                ternary::pack(&values, n_per_row, item.dtype, &mut piece.bytes)?;
             }
             Kind::Plain => item.dtype.quantize(&values, n_per_row, &mut piece.bytes)?,
         }
@@ -131,27 +131,11 @@ fn write_matrix(
     }
     found.n_zeros += n_zeros;
     found.n_ternary += (n_rows * n_per_row) as u64;
-    check_ternary(matrix.source, item.dtype, deviation)?;
     let worst = found.rounded.as_ref().map_or(0.0, |(_, error)| *error);
     if deviation.max() > worst {
         found.rounded = Some((item.name.clone(), deviation.max()));
     }
     Ok(())
-}
-
-fn check_ternary(source: Source<'_>, dtype: Dtype, deviation: Deviation) -> Result<()> {
-    if deviation.is_ternary() {
-        return Ok(());
-    }
-    Err(Error::NotTernary {
-        path: source.path.into(),
-        tensor: source.name.into(),
-        dtype: dtype.name(),
-        max: deviation.max(),
-        rms: deviation.rms(),
-        remedy:
-            "pass `--type f16` or `--type q8_0`; `--ternarize` if these are the masters of a BitNet model",
-    })
 }
 
 /// Row `row` of the checkpoint's matrix, before any factor.
@@ -161,6 +145,11 @@ fn read_row(matrix: &Matrix<'_>, masters: MasterScale, row: usize, out: &mut [f3
         Kind::Masters => {
             matrix.source.read_row(row, out)?;
             masters.round(out);
+            Ok(())
+        }
+        Kind::OneScale { .. } => {
+            matrix.source.read_row(row, out)?;
+            out.iter_mut().filter(|x| **x != 0.0).for_each(|x| *x = x.signum());
             Ok(())
         }
         Kind::Ternary | Kind::Plain => matrix.source.read_row(row, out),

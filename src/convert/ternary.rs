@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use super::checkpoint::Source;
 use super::error::{Error, Result};
+use super::layout::Padding;
 use crate::ggml::Dtype;
 use crate::parallel;
 
@@ -137,9 +138,60 @@ impl MasterScale {
 /// Blocks of values that are ternary already: to what the block can hold, the scale in f16.
 pub(super) fn round_ternary_blocks(values: &mut [f32], block: usize, deviation: &mut Deviation) {
     for block in values.chunks_mut(block) {
-        let largest = block.iter().fold(0f32, |m, x| m.max(x.abs()));
+        let largest = largest(block);
         round_block(block, largest / 2.0, half::f16::from_f32(largest).to_f32(), deviation);
     }
+}
+
+fn largest(block: &[f32]) -> f32 {
+    block.iter().fold(0.0, |m, x| m.max(x.abs()))
+}
+
+/// What float values turn out to be.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Survey {
+    /// All of them 0 or of one size.
+    OneScale(f32),
+    /// Ternary in blocks of this many values.
+    Blocks(usize),
+    /// Neither; how far from it in the largest blocks.
+    Neither(Deviation),
+}
+
+/// Looks at all values of a matrix whose rows are padded by `cols`. `blocks` are tried in their order.
+pub(super) fn survey(source: &Source<'_>, cols: Padding, blocks: &[usize], threads: usize) -> Result<Survey> {
+    let n_per_row = cols.to();
+    let (n_chunks, rows_of) = chunks(source.shape[0], n_per_row);
+    let make = |chunk: usize| -> Result<(Vec<Deviation>, [f32; 2])> {
+        let (mut row, mut values) = (vec![0.0; cols.from()], vec![0.0; n_per_row]);
+        let mut deviations = vec![Deviation::default(); blocks.len()];
+        let (mut smallest, mut most) = (f32::INFINITY, 0f32);
+        for r in rows_of(chunk) {
+            source.read_row(r, &mut row)?;
+            for x in row.iter().map(|x| x.abs()).filter(|x| *x > 0.0) {
+                smallest = smallest.min(x);
+                most = most.max(x);
+            }
+            for (block, deviation) in blocks.iter().zip(&mut deviations) {
+                cols.apply(&row, &mut values);
+                round_ternary_blocks(&mut values, *block, deviation);
+            }
+        }
+        Ok((deviations, [smallest, most]))
+    };
+    let mut all = vec![Deviation::default(); blocks.len()];
+    let (mut smallest, mut most) = (f32::INFINITY, 0f32);
+    parallel::in_order(n_chunks, threads, make, |(deviations, [low, high])| {
+        all.iter_mut().zip(deviations).for_each(|(sum, part)| *sum = sum.and(part));
+        smallest = smallest.min(low);
+        most = most.max(high);
+        Ok(())
+    })?;
+    if smallest == most {
+        return Ok(Survey::OneScale(most));
+    }
+    let fit = blocks.iter().zip(&all).find(|(_, deviation)| deviation.is_ternary());
+    Ok(fit.map_or(Survey::Neither(all[0]), |(block, _)| Survey::Blocks(*block)))
 }
 
 /// Blocks of any values, to the nearest ternary ones in the sense of ternary weight networks (arXiv:1605.04711): the
@@ -164,16 +216,17 @@ fn round_block(block: &mut [f32], threshold: f32, scale: f32, deviation: &mut De
     }
 }
 
-/// Appends rows of values that are `-d`, 0 or `d` with a `d` that f16 holds.
-pub(super) fn pack(values: &[f32], d: f32, n_per_row: usize, dtype: Dtype, out: &mut Vec<u8>) -> Result<()> {
+/// Appends rows whose blocks hold `-d`, 0 and `d` each, with a `d` that f16 holds.
+pub(super) fn pack(values: &[f32], n_per_row: usize, dtype: Dtype, out: &mut Vec<u8>) -> Result<()> {
     if dtype != Dtype::Q8_0 {
         // F16 holds the values, and upstream's ternary quantizers take the largest of a block for its scale.
         return Ok(dtype.quantize(values, n_per_row, out)?);
     }
     // Upstream's quantizer would make d / 127 of the scale, which f16 does not hold.
     for block in values.chunks_exact(dtype.block_size()) {
+        let d = largest(block);
         out.extend(half::f16::from_f32(d).to_le_bytes());
-        out.extend(block.iter().map(|x| (x / d) as i8 as u8));
+        out.extend(block.iter().map(|x| if *x == 0.0 { 0 } else { x.signum() as i8 as u8 }));
     }
     Ok(())
 }
@@ -229,12 +282,34 @@ mod tests {
             let x: Vec<f32> = (0..512).map(|i| d * ((i * 7 % 3) as f32 - 1.0)).collect();
             for dtype in [Dtype::TQ1_0, Dtype::TQ2_0, Dtype::Q8_0, Dtype::F16] {
                 let mut bytes = Vec::new();
-                pack(&x, d, 256, dtype, &mut bytes).unwrap();
+                pack(&x, 256, dtype, &mut bytes).unwrap();
                 let mut back = vec![9.0; x.len()];
                 dtype.dequantize(&bytes, &mut back).unwrap();
                 assert_eq!(x, back, "{dtype}");
             }
         }
+    }
+
+    #[test]
+    fn matrices_are_told_apart_by_their_scales() {
+        // Two rows of 512, their values 0, 1 and -1 times a scale by column.
+        let look = |scale: &dyn Fn(usize) -> f32| {
+            let x = (0..1024).map(|i| ((i * 7 % 3) as f32 - 1.0) * scale(i % 512));
+            let bytes: Vec<u8> = x.flat_map(|x| x.to_le_bytes()).collect();
+            let source = Source {
+                path: Path::new("x"),
+                name: "w",
+                dtype: SafeDtype::F32,
+                shape: &[2, 512],
+                bytes: &bytes,
+            };
+            survey(&source, Padding::none(512), &[256, 32], 2).unwrap()
+        };
+        assert_eq!(look(&|_| 0.1), Survey::OneScale(0.1));
+        assert_eq!(look(&|col| if col < 256 { 0.5 } else { 0.25 }), Survey::Blocks(256));
+        assert_eq!(look(&|col| if col < 96 { 0.5 } else { 0.25 }), Survey::Blocks(32));
+        assert!(matches!(look(&|col| col as f32), Survey::Neither(_)));
+        assert_eq!(look(&|_| 0.0), Survey::Blocks(256));
     }
 
     #[test]
