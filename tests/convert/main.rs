@@ -8,5 +8,6 @@ mod common;
 mod bad_input;
 mod checkpoint;
 mod logits;
+mod stock;
 mod tokens;
 mod values;

@@ -1,6 +1,7 @@
 //! Each linear layer's ternary values and scale against what transformers computes of the checkpoint.
 
 use qvac_ft::ggml::{Dtype, GgufFile};
+use safetensors::SafeTensors;
 
 use crate::checkpoint::{sha256, Checkpoint, CASES};
 
@@ -162,4 +163,34 @@ fn scales_of_blocks_are_kept() {
     let largest = |half: &[f32]| half.iter().fold(0f32, |m, x| m.max(x.abs()));
     let (first, second) = values.split_at(values.len() / 2);
     assert_eq!((largest(first), largest(second)), (24.0 / 1024.0, 28.0 / 1024.0));
+}
+
+/// Where the widths of TriLM's devices end inside a block of 256, blocks of 32 hold what TQ1_0 could not.
+#[test]
+fn scales_that_change_inside_a_block_are_kept_in_smaller_ones() {
+    let c = Checkpoint::new("trilm");
+    let name = "model.layers.0.self_attn.o_proj.weight";
+    let (shard, _) = c.manifest["files"]
+        .as_object()
+        .unwrap()
+        .iter()
+        .find(|(_, tensors)| tensors.as_array().unwrap().iter().any(|t| t["name"] == name))
+        .unwrap();
+    let path = c.path().join(shard);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let (header, table) = SafeTensors::read_metadata(&bytes).unwrap();
+    let (start, end) = table.info(name).unwrap().data_offsets;
+    let values = &mut bytes[header + 8 + start..header + 8 + end];
+    let mut expected = Vec::new();
+    for (i, b) in values.chunks_exact_mut(2).enumerate() {
+        let half = if i % 256 < 96 { 0.5 } else { 1.0 };
+        let x = half::f16::from_f32(half::f16::from_le_bytes([b[0], b[1]]).to_f32() * half);
+        b.copy_from_slice(&x.to_le_bytes());
+        expected.push(x.to_f32());
+    }
+    std::fs::write(&path, bytes).unwrap();
+    let (path, done) = c.convert_as(Dtype::TQ1_0, Dtype::F16);
+    assert_eq!(done.fallbacks, [("blk.0.attn_output.weight".to_owned(), Dtype::Q8_0)]);
+    let file = GgufFile::open(path).unwrap();
+    assert_eq!(file.read_f32(file.require_tensor("blk.0.attn_output.weight").unwrap()).unwrap(), expected);
 }
