@@ -35,6 +35,8 @@ pub enum Error {
     PackedValue { path: PathBuf, tensor: String, row: usize },
     #[error("`{}`: tensor `{tensor}` holds {found}, expected finite numbers", .path.display())]
     NotFinite { path: PathBuf, tensor: String, found: f32 },
+    #[error("`{}`: tensor `{tensor}` holds {found}, and f16 ends at 65504", .path.display())]
+    TooLarge { path: PathBuf, tensor: String, found: f32 },
     #[error("`{}`: tensor `{tensor}` is {found}, expected a positive number", .path.display())]
     Scale { path: PathBuf, tensor: String, found: f32 },
     /// Errors are relative to the largest value, and to the root of the mean square.
@@ -88,6 +90,7 @@ impl Hint for Error {
             Self::PreTokenizer { .. } => {
                 "pass `--pre NAME` with libllama's name of it, such as `llama-bpe`, `gpt-2` or `qwen2`"
             }
+            Self::TooLarge { .. } => "pass `--type q8_0`, or `--embed q8_0` for the embedding",
             Self::Overwrite { .. } => "choose another name with `--out`",
             Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
                 "free some space, or write to another disk"

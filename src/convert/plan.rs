@@ -239,7 +239,7 @@ impl<'a> Planner<'a> {
         fallback
     }
 
-    fn linear(&mut self, hf: &str, gguf: String, rows: Rows, cols: Padding, factor: f64) -> Result<()> {
+    fn linear(&mut self, hf: &str, gguf: String, rows: Rows, cols: Padding, gain: f64) -> Result<()> {
         let (n_out, n_in) = (rows.padding.from(), cols.from());
         let weight = format!("{hf}.weight");
         let packed = self.checkpoint.get(&weight).is_some_and(|s| s.is_packed());
@@ -248,7 +248,6 @@ impl<'a> Planner<'a> {
             _ => self.take(&weight, &[n_out, n_in])?,
         };
         let (kind, scale) = self.kind(hf, source)?;
-        let bias_factor = factor;
         let name = format!("{gguf}.weight");
         let mut dtype = self.fitting(&name, self.wish.dtype, cols.to());
         let kind = match kind {
@@ -269,7 +268,7 @@ impl<'a> Planner<'a> {
             Kind::Ternary => Kind::Plain,
             kind => kind,
         };
-        let beside = f64::from(scale) * factor;
+        let beside = f64::from(scale) * gain;
         let (factor, own) = match kind {
             Kind::Packed { scale: own } | Kind::OneScale { scale: own } => {
                 let all = (beside * f64::from(own)) as f32;
@@ -279,7 +278,7 @@ impl<'a> Planner<'a> {
                     (1.0, Some(Content::Constant(vec![all])))
                 }
             }
-            Kind::Masters => (1.0, Some(Content::ScaleOfMasters { factor: factor as f32 })),
+            Kind::Masters => (1.0, Some(Content::ScaleOfMasters { factor: gain as f32 })),
             Kind::Ternary | Kind::Plain => {
                 (1.0, (beside != 1.0).then(|| Content::Constant(vec![beside as f32])))
             }
@@ -292,7 +291,7 @@ impl<'a> Planner<'a> {
         }
         let bias = format!("{hf}.bias");
         if self.config.family == Family::Llama && self.checkpoint.get(&bias).is_some() {
-            self.vector(&bias, &format!("{gguf}.bias"), rows, bias_factor)?;
+            self.vector(&bias, &format!("{gguf}.bias"), rows, gain)?;
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use super::checkpoint::Source;
 use super::error::{Error, Result};
 use super::plan::{Content, Item, Kind, Matrix, Rows};
 use super::ternary::{self, Deviation, MasterScale};
-use crate::ggml::GgufStream;
+use crate::ggml::{Dtype, GgufStream};
 use crate::parallel;
 
 /// Where tensors go, and who is told.
@@ -113,7 +113,10 @@ fn write_matrix(
                 ternary::round_ternary_blocks(&mut values, item.dtype.block_size(), &mut piece.deviation);
                 ternary::pack(&values, n_per_row, item.dtype, &mut piece.bytes)?;
             }
-            Kind::Plain => item.dtype.quantize(&values, n_per_row, &mut piece.bytes)?,
+            Kind::Plain => {
+                check_range(&matrix.source, item.dtype, &values)?;
+                item.dtype.quantize(&values, n_per_row, &mut piece.bytes)?;
+            }
         }
         piece.n_zeros = values.iter().filter(|x| **x == 0.0).count() as u64;
         Ok(piece)
@@ -136,6 +139,14 @@ fn write_matrix(
         found.rounded = Some((item.name.clone(), deviation.max()));
     }
     Ok(())
+}
+
+/// A bf16 value can be one that f16 makes infinite.
+fn check_range(source: &Source<'_>, dtype: Dtype, values: &[f32]) -> Result<()> {
+    match values.iter().find(|x| dtype == Dtype::F16 && x.abs() > half::f16::MAX.to_f32()) {
+        Some(&found) => Err(Error::TooLarge { path: source.path.into(), tensor: source.name.into(), found }),
+        None => Ok(()),
+    }
 }
 
 /// Row `row` of the checkpoint's matrix, before any factor.

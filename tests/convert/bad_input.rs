@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use assert_cmd::cargo::CommandCargoExt as _;
 use qvac_ft::convert::{self, Error, QuantizeConfig};
 use qvac_ft::ggml::{Dtype, GgufFile, GgufWriter};
+use safetensors::SafeTensors;
 use serde_json::{json, Value};
 
 use crate::checkpoint::{json as read_json, Checkpoint};
@@ -143,6 +144,21 @@ fn weights_that_are_not_what_they_should_be() {
     bytes[last - 300] |= 0b11;
     fs::write(&path, bytes).unwrap();
     fails(&c, &[], &[FIRST, "a packed value is 3"]);
+
+    // A bf16 value that f16 would make infinite, and one that is so already.
+    for (bits, flags, expected) in [
+        (0x4780u16, &["--embed", "f16"][..], ["holds 65536, and f16 ends", "--embed q8_0"]),
+        (0x7f80, &[], ["holds inf, expected finite", "model.embed_tokens.weight"]),
+    ] {
+        let c = Checkpoint::new("llama-packed");
+        let path = c.path().join(SECOND);
+        let mut bytes = fs::read(&path).unwrap();
+        let (header, table) = SafeTensors::read_metadata(&bytes).unwrap();
+        let at = header + 8 + table.info("model.embed_tokens.weight").unwrap().data_offsets.0;
+        bytes[at..at + 2].copy_from_slice(&bits.to_le_bytes());
+        fs::write(&path, bytes).unwrap();
+        fails(&c, flags, &expected);
+    }
 
     let c = Checkpoint::new("llama-packed");
     fails(&c, &["--type", "q4_0"], &["cannot be written as q4_0", "tq1_0, tq2_0"]);

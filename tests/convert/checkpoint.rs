@@ -142,7 +142,8 @@ fn noise(name: &str, n: usize) -> Vec<i32> {
     (0..n).map(at).collect()
 }
 
-fn values(kind: &str, name: &str, n: usize) -> Vec<f32> {
+/// A float tensor's values, by its kind and the name of its case and itself.
+pub fn values(kind: &str, name: &str, n: usize) -> Vec<f32> {
     let k = noise(name, n);
     let of = |(i, &k): (usize, &i32)| match kind {
         "norm" => (128 + (k >> 2)) as f32 / 128.0,

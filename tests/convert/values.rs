@@ -3,7 +3,7 @@
 use qvac_ft::ggml::{Dtype, GgufFile};
 use safetensors::SafeTensors;
 
-use crate::checkpoint::{sha256, Checkpoint, CASES};
+use crate::checkpoint::{json, sha256, values, Checkpoint, CASES};
 
 /// The mean of a matrix is a sum in f64 here and in f32 there.
 const MEAN_TOLERANCE: f64 = 1e-6;
@@ -40,7 +40,7 @@ struct Shape {
 
 impl Shape {
     fn new(c: &Checkpoint, hf: &str) -> Self {
-        let config = crate::checkpoint::json(&c.path().join("config.json"));
+        let config = json(&c.path().join("config.json"));
         let size = |name: &str| config[name].as_u64().unwrap() as usize;
         let (n_embd, n_ff, n_head) =
             (size("hidden_size"), size("intermediate_size"), size("num_attention_heads"));
@@ -193,4 +193,27 @@ fn scales_that_change_inside_a_block_are_kept_in_smaller_ones() {
     assert_eq!(done.fallbacks, [("blk.0.attn_output.weight".to_owned(), Dtype::Q8_0)]);
     let file = GgufFile::open(path).unwrap();
     assert_eq!(file.read_f32(file.require_tensor("blk.0.attn_output.weight").unwrap()).unwrap(), expected);
+}
+
+/// A network that is not ternary keeps its floats, in the order of upstream's rope where that is another.
+#[test]
+fn floats_are_kept_where_nothing_is_ternary() {
+    let c = Checkpoint::new("llama-masters");
+    let path = c.path().join("config.json");
+    let mut config = json(&path);
+    config["quantization_config"] = serde_json::Value::Null;
+    std::fs::write(&path, serde_json::to_vec(&config).unwrap()).unwrap();
+    let (path, done) = c.convert_as(Dtype::F16, Dtype::F16);
+    assert_eq!((done.zeros, done.n_scales), (None, 0));
+    let file = GgufFile::open(path).unwrap();
+    for hf in ["model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp.up_proj.weight"] {
+        let shape = Shape::new(&c, hf);
+        let expected = values("masters", &format!("llama-masters/{hf}"), shape.n_in * shape.n_out);
+        let info = file.require_tensor(&format!("{}.weight", gguf_name(hf))).unwrap();
+        let found = file.read_f32(info).unwrap();
+        let role = hf.split('.').nth(4).unwrap();
+        for (i, x) in expected.iter().enumerate() {
+            assert_eq!(found[shape.place(role, i / shape.n_in, i % shape.n_in)], *x, "{hf}: {i}");
+        }
+    }
 }
