@@ -11,7 +11,8 @@ use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 
 use crate::commands::ui::{Outcome, Ui, Verbosity};
 use crate::commands::{
-    bench, chat, completions, data, devices, eval, export, generate, inspect, man, synth, train,
+    bench, chat, completions, convert, data, devices, eval, export, generate, inspect, man, quantize, synth,
+    train,
 };
 use crate::{ggml, llama};
 
@@ -64,6 +65,8 @@ enum Command {
     Data(data::Args),
     Inspect(inspect::Args),
     Export(export::Args),
+    Convert(convert::Args),
+    Quantize(quantize::Args),
     Bench(bench::Args),
     Synth(synth::Args),
     Devices(devices::Args),
@@ -81,6 +84,8 @@ impl Command {
             Self::Data(args) => data::run(args, ui),
             Self::Inspect(args) => inspect::run(args, ui),
             Self::Export(args) => export::run(args, ui),
+            Self::Convert(args) => convert::run(args, ui),
+            Self::Quantize(args) => quantize::run(args, ui),
             Self::Bench(args) => bench::run(args, ui),
             Self::Synth(args) => synth::run(args, ui),
             Self::Devices(args) => devices::run(args, ui),

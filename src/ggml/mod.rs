@@ -12,6 +12,7 @@ pub(crate) mod ffi;
 pub mod gguf;
 mod graph;
 mod host;
+mod map;
 mod ops;
 mod ops_fused;
 mod ops_train;
@@ -30,6 +31,7 @@ pub use exec::{Arena, Executor, Plan};
 pub use gguf::{GgufFile, GgufStream, GgufWriter, TensorInfo};
 pub use graph::Graph;
 pub use host::peak_host_bytes;
+pub use map::FileMap;
 pub use ops::{Rope, RopeKind};
 pub use tensor::{Element, Tensor};
 
