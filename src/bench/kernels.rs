@@ -198,12 +198,17 @@ fn ternary(state: &Context, s: &Shape) -> Result<Vec<Case>> {
             }));
         }
         let xq = state.new_tensor("xq", Dtype::I8, &[n + TOKEN_TAIL, t])?; // [n + 16, T]
+        let b = state.new_tensor("b", Dtype::F32, &[s.rank, m])?; // [r, m]
+        let z = state.new_tensor("z", Dtype::F32, &[s.rank, t])?; // [r, T]
         for dtype in [Dtype::TQ2_0, Dtype::TQ1_0] {
             let w = state.new_tensor("w", dtype, &[n, m])?; // [n, m]
             let ops = 2.0 * (n * m * t) as f64;
             let shape = |what: &str| format!("{dtype} {n}x{m}, {t}{what}");
             cases.push(case("tq_mul_mat", shape(""), Some(ops), &[&w, &xq], |c, o| {
                 c.tq_mul_mat(&o[0], &o[1])
+            }));
+            cases.push(case("tq_mul_mat", shape(", LoRA"), Some(ops), &[&w, &xq, &b, &z], |c, o| {
+                c.low_rank_add(&c.tq_mul_mat(&o[0], &o[1])?, &c.transpose(&o[2])?, &o[3], None, 1.0)
             }));
             for limbs in [1, 2] {
                 let yq = state.new_tensor("yq", Dtype::I8, &[limbs * m + TOKEN_TAIL, t])?; // [limbs * m + 16, T]

@@ -120,20 +120,10 @@ impl Net<'_> {
             *dy = scaled(dy, layer, self.arch.scale_covers_adapter(*target))?;
         }
         let lora = self.lora.and_then(|l| Some((l.group(il, group)?, l.scale())));
-        // What reads the results' gradients stands together: B^T dy and dB here, and what `products_back` quantizes.
         let dz = match lora {
             Some((adapters, scale)) => Some(self.projected(ctx, adapters, scale, &layers, &dys)?), // [n_adapters * rank, n_tokens]
             None => None,
         };
-        if let (Some((adapters, scale)), Some(ax)) = (lora, &saved.ax) {
-            for ((target, _), dy) in layers.iter().zip(&dys) {
-                let Some((i, b)) = member(adapters, *target) else { continue };
-                let Some(grad) = &b.grad else { continue };
-                let z = rows_of(ctx, ax, i, grad.ne()[0])?; // [rank, n_tokens]
-                let db = ctx.low_rank_grad(&ctx.transpose(grad)?, dy, &z, scale)?; // [n_out, rank]
-                gradients.push(db);
-            }
-        }
         let mut dx = match needs_dx {
             true => {
                 let own = layers
@@ -145,13 +135,19 @@ impl Net<'_> {
             }
             false => None,
         };
-        if let (Some((adapters, _)), Some(dz)) = (lora, dz) {
-            if let Some(dx) = &mut dx {
-                *dx = ctx.low_rank_add(dx, &adapters.a.value, &dz, None, 1.0)?; // [n_in, n_tokens]
-            }
-            if let Some(grad) = &adapters.a.grad {
-                gradients.push(ctx.low_rank_grad(grad, &saved.x, &dz, 1.0)?); // [n_in, n_adapters * rank]
-            }
+        let (Some((adapters, scale)), Some(ax), Some(dz)) = (lora, &saved.ax, dz) else { return Ok(dx) };
+        if let Some(dx) = &mut dx {
+            *dx = ctx.low_rank_add(dx, &adapters.a.value, &dz, None, 1.0)?; // [n_in, n_tokens]
+        }
+        if let Some(grad) = &adapters.a.grad {
+            gradients.push(ctx.low_rank_grad(grad, &saved.x, &dz, 1.0)?); // [n_in, n_adapters * rank]
+        }
+        for ((target, _), dy) in layers.iter().zip(&dys) {
+            let Some((i, b)) = member(adapters, *target) else { continue };
+            let Some(grad) = &b.grad else { continue };
+            let z = rows_of(ctx, ax, i, grad.ne()[0])?; // [rank, n_tokens]
+            let db = ctx.low_rank_grad(&ctx.transpose(grad)?, dy, &z, scale)?; // [n_out, rank]
+            gradients.push(db);
         }
         Ok(dx)
     }

@@ -5,10 +5,10 @@
 // with the last term, LoRA's, where LOW_RANK is not 0: the bits are those of LOW_RANK_ADD (qvac_low_rank_add.comp) behind
 // the product. p and z come through shared memory, RANKS values of k at a time.
 //
-// The shader that includes this defines FLOATS, what an invocation has of a token's outputs at a time: float, or vec4 for four
-// side by side. It has the push constants `p`, the constants BLOCK_SIZE, BM, BN, LIMBS, MIXED and LOW_RANK, the buffers,
-// shared memory `tile` with room for (BM + BN / LIMBS) * 2 words of 16 bytes from OUT_END on, and token_of; for TQ_BACK
-// qvac_tq_weights.glsl.
+// The shader that includes this defines OUTPUTS, how many of a token's outputs, side by side, an invocation has at a time (1 or
+// 4), and FLOATS, the type of so many. It has the push constants `p`, the constants BLOCK_SIZE, BM, BN, LIMBS, MIXED and LOW_RANK,
+// the buffers, shared memory `tile` with room for (BM + BN / LIMBS) * 2 words of 16 bytes from OUT_END on, and token_of; for
+// TQ_BACK qvac_tq_weights.glsl.
 
 // The correctly rounded x/254, as over_254 of ternary.h.
 FLOATS over_254(const FLOATS x) {
