@@ -356,7 +356,9 @@ fn many_products_in_one_graph() {
         let products = order.map(|(i, j)| bench.ops.mul_mat(&w[i], &x[j]).unwrap());
         products.into_iter().reduce(|sum, y| bench.ops.add(&sum, &y).unwrap()).unwrap()
     };
-    on_variants("many products", &UNPACKED_VARIANTS[..5], make, |what, got| assert_same(what, &floats(got), &want));
+    on_variants("many products", &UNPACKED_VARIANTS[..5], make, |what, got| {
+        assert_same(what, &floats(got), &want)
+    });
 }
 
 /// Scales are looked at once and kept: until somebody writes the weight again.

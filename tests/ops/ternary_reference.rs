@@ -21,18 +21,8 @@ pub const TOKENS: [usize; 8] = [1, 3, 8, 9, 17, 33, 65, 130];
 /// Overrides ggml-vulkan's choice of kernel and tile.
 const VARIABLE: &str = "QVAC_VK_TERNARY";
 
-pub const ALL_VARIANTS: [&str; 10] = [
-    "",
-    "plain:0",
-    "plain:1",
-    "plain:2",
-    "dot:0",
-    "dot:1",
-    "dot:2",
-    "coopmat:0",
-    "coopmat:1",
-    "coopmat:2",
-];
+pub const ALL_VARIANTS: [&str; 10] =
+    ["", "plain:0", "plain:1", "plain:2", "dot:0", "dot:1", "dot:2", "coopmat:0", "coopmat:1", "coopmat:2"];
 
 /// Those that unpack weights before, for at least 64 columns (tokens times limbs), the last one for 128.
 pub const UNPACKED_VARIANTS: [&str; 6] = ["", "plain:5", "dot:5", "coopmat:5", "coopmat:4", "coopmat:3"];
