@@ -14,11 +14,7 @@ const float LEAST      = -1e30;   // no score is smaller, and UNSEEN is by far
 const float SLACK      = 8.0;
 
 // Matrices whose rows are to be joined lie where the subgroup's rows of the tile do: COLS is 32 at least.
-#if defined(VB)
-#define JOIN_AT(row) ((ROW_0 + (row)) * FLOAT_STRIDE)
-#else
 #define JOIN_AT(row) (TILE_AT + ROW_0 * TILE_STRIDE + (row) * FLOAT_STRIDE)
-#endif
 
 shared vec2 row_state[ROWS]; // the reference, and what the sums so far are multiplied by
 shared uint row_first[ROWS];
@@ -61,66 +57,66 @@ void main() {
         stage(SLOT_COLS(1), COLS, OF_V, key0);
         barrier();
 
-        SUBGROUP_IF(key0 < query0 + ROW_0 + 16 * RB && key0 + COLS > row_first[ROW_0]) {
-        MATRIX_SUMS(s, NS);
-        SCORES(s, q, SLOT_ROWS(0), SLOT_COLS(0));
-        if (key0 + COLS - 1 > query0 || key0 < last_first) {
-            EACH_ROW(rb, e) {
-                const uint query = query0 + ROW_OF(rb, e);
-                const uint first = row_first[ROW_OF(rb, e)];
-                EACH_SCORE(cb) {
-                    const uint key = key0 + SCORE_COL(cb, e);
-                    if (key < first || key > query) {
-                        s[rb * S_COLS + cb][e] = UNSEEN;
+        SUBGROUP_IF (key0 < query0 + ROW_0 + 16 * RB && key0 + COLS > row_first[ROW_0]) {
+            MATRIX_SUMS(s, NS);
+            SCORES(s, q, SLOT_ROWS(0), SLOT_COLS(0));
+            if (key0 + COLS - 1 > query0 || key0 < last_first) {
+                EACH_ROW(rb, e) {
+                    const uint query = query0 + ROW_OF(rb, e);
+                    const uint first = row_first[ROW_OF(rb, e)];
+                    EACH_SCORE(cb) {
+                        const uint key = key0 + SCORE_COL(cb, e);
+                        if (key < first || key > query) {
+                            s[rb * S_COLS + cb][e] = UNSEEN;
+                        }
                     }
                 }
             }
-        }
 
-        bool larger = false;
-        EACH_ROW(rb, e) {
-            EACH_SCORE(cb) {
-                larger = larger || s[rb * S_COLS + cb][e] > reference[rb][e] + SLACK;
-            }
-        }
-        if (SUBGROUP_ANY(larger)) {
-            MATRIX_SUMS(most, RB);
+            bool larger = false;
             EACH_ROW(rb, e) {
-                most[rb][e] = s[rb * S_COLS][e];
                 EACH_SCORE(cb) {
-                    most[rb][e] = max(most[rb][e], s[rb * S_COLS + cb][e]);
+                    larger = larger || s[rb * S_COLS + cb][e] > reference[rb][e] + SLACK;
                 }
             }
-            UNROLL for (uint rb = 0; rb < RB; ++rb) {
-                STORE_FLOATS(most[rb], JOIN_AT(16 * rb));
-            }
-            SUBGROUP_BARRIER();
-            const uint  at  = JOIN_AT(tid % GROUP_ROWS);
-            const vec4  m   = max(max(floats_at(at), floats_at(at + 2)), max(floats_at(at + 4), floats_at(at + 6)));
-            const float now = max(max(max(m.x, m.y), max(m.z, m.w)), row_reference);
-            row_state[row] = vec2(now, exp2(row_reference - now));
-            row_reference  = now;
-            SUBGROUP_BARRIER();
-            EACH_ROW(rb, e) {
-                const vec2 state = row_state[ROW_OF(rb, e)];
-                reference[rb][e] = state.x;
-                sum[rb][e] *= state.y;
-                EACH_OUTPUT(db) {
-                    o[rb * O_COLS + db][e] *= state.y;
+            if (SUBGROUP_ANY(larger)) {
+                MATRIX_SUMS(most, RB);
+                EACH_ROW(rb, e) {
+                    most[rb][e] = s[rb * S_COLS][e];
+                    EACH_SCORE(cb) {
+                        most[rb][e] = max(most[rb][e], s[rb * S_COLS + cb][e]);
+                    }
+                }
+                UNROLL for (uint rb = 0; rb < RB; ++rb) {
+                    STORE_FLOATS(most[rb], JOIN_AT(16 * rb));
+                }
+                SUBGROUP_BARRIER();
+                const uint  at  = JOIN_AT(tid % GROUP_ROWS);
+                const vec4  m   = max(max(floats_at(at), floats_at(at + 2)), max(floats_at(at + 4), floats_at(at + 6)));
+                const float now = max(max(max(m.x, m.y), max(m.z, m.w)), row_reference);
+                row_state[row] = vec2(now, exp2(row_reference - now));
+                row_reference  = now;
+                SUBGROUP_BARRIER();
+                EACH_ROW(rb, e) {
+                    const vec2 state = row_state[ROW_OF(rb, e)];
+                    reference[rb][e] = state.x;
+                    sum[rb][e] *= state.y;
+                    EACH_OUTPUT(db) {
+                        o[rb * O_COLS + db][e] *= state.y;
+                    }
                 }
             }
-        }
 
-        EACH_ROW(rb, e) {
-            EACH_SCORE(cb) {
-                const float weight = exp2(s[rb * S_COLS + cb][e] - reference[rb][e]);
-                sum[rb][e] += weight;
-                s[rb * S_COLS + cb][e] = weight;
+            EACH_ROW(rb, e) {
+                EACH_SCORE(cb) {
+                    const float weight = exp2(s[rb * S_COLS + cb][e] - reference[rb][e]);
+                    sum[rb][e] += weight;
+                    s[rb * S_COLS + cb][e] = weight;
+                }
             }
-        }
-        STORE_SCORES(s);
-        SUBGROUP_BARRIER();
-        OUTPUTS(o, SLOT_COLS(1));
+            STORE_SCORES(s);
+            SUBGROUP_BARRIER();
+            OUTPUTS(o, SLOT_COLS(1));
         }
     }
 

@@ -42,10 +42,11 @@ const uint NS     = RB * S_COLS;
 const uint NO     = RB * O_COLS;
 
 // Shared memory, in words of four halves: strides of 16 bytes more than a row keep rows on different banks. First come the
-// operands that are staged: one of ROWS rows on its way to registers, and in its place two of COLS rows each; or two of
+// operands that are staged: one of ROWS rows on its way to registers, and in its place two of COLS rows each; or those of
 // ROWS rows that stay, and the others behind them. Then comes a tile of ROWS x COLS.
 //
-// Little of it is declared, and used more than once: by how much a workgroup needs goes how many a core has under way.
+// Little is declared, and used more than once: how many workgroups a core has under way goes by it. Its elements are
+// halves, for where they are not NVIDIA's driver loads matrices in small pieces.
 const uint SLOT_STRIDE = D4 + 2;
 const uint TILE_STRIDE = COLS / 4 + 2;
 const uint COLS_AT     = KEEP != 0 ? 0 : ROW_SLOTS * ROWS;
@@ -54,44 +55,26 @@ const uint COLS_END    = COLS_AT + 2 * COLS;
 const uint TILE_AT     = (ROWS_END > COLS_END ? ROWS_END : COLS_END) * SLOT_STRIDE;
 const uint TILE_END    = TILE_AT + ROWS * TILE_STRIDE;
 
-// A matrix of floats, 16 bytes more a row. In the end each subgroup has one.
+// A matrix of floats, 16 bytes more a row, takes the place of others. In the end each subgroup has one.
 const uint FLOAT_STRIDE = 10;
 const uint FLOATS_SIZE  = 16 * FLOAT_STRIDE;
 const uint FLOATS_END   = BLOCK / 32 * FLOATS_SIZE;
 
-#if defined(VB)
-shared f16vec4 memory[TILE_AT];
-shared f16vec4 tile[ROWS * TILE_STRIDE];
-shared vec4 floats[ROWS / 16 * SPLIT * 80];
-#define TILE tile
-#define TILE_OFF 0
-#else
 shared f16vec4 memory[TILE_END > FLOATS_END ? TILE_END : FLOATS_END];
-#define TILE memory
-#define TILE_OFF TILE_AT
-#endif
 
 #define SLOT_ROWS(n) (KEEP != 0 ? 0 : (n) * ROWS)
 #define SLOT_COLS(n) (COLS_AT + (n) * COLS)
 
 vec4 floats_at(const uint at) {
-#if defined(VB)
-    return floats[at / 2];
-#else
     const f16vec4 a = memory[at];
     const f16vec4 b = memory[at + 1];
     return uintBitsToFloat(uvec4(packFloat2x16(a.xy), packFloat2x16(a.zw), packFloat2x16(b.xy), packFloat2x16(b.zw)));
-#endif
 }
 
 void put_floats(const uint at, const vec4 values) {
-#if defined(VB)
-    floats[at / 2] = values;
-#else
     const uvec4 bits = floatBitsToUint(values);
     memory[at]     = f16vec4(unpackFloat2x16(bits.x), unpackFloat2x16(bits.y));
     memory[at + 1] = f16vec4(unpackFloat2x16(bits.z), unpackFloat2x16(bits.w));
-#endif
 }
 
 const float LOG2_E = 1.4426950408889634;
@@ -229,11 +212,7 @@ void find_elements() {
     }
     barrier();
     MATRIX_SUM where;
-#if defined(VB)
-    coopMatLoad(where, floats, 0, FLOAT_STRIDE / 2, gl_CooperativeMatrixLayoutRowMajor);
-#else
     coopMatLoad(where, memory, 0, FLOAT_STRIDE, gl_CooperativeMatrixLayoutRowMajor);
-#endif
     UNROLL for (uint e = 0; e < ELEMENTS; ++e) {
         element_row[e] = uint(where[e]) / 16;
         element_col[e] = uint(where[e]) % 16;
@@ -243,15 +222,11 @@ void find_elements() {
 
 #define LOAD_STAGED(m, at)            coopMatLoad(m, memory, at, SLOT_STRIDE, gl_CooperativeMatrixLayoutRowMajor)
 #define LOAD_STAGED_TRANSPOSED(m, at) coopMatLoad(m, memory, at, SLOT_STRIDE, gl_CooperativeMatrixLayoutColumnMajor)
-#define LOAD_TILE(m, at)              coopMatLoad(m, TILE, TILE_OFF + (at), TILE_STRIDE, gl_CooperativeMatrixLayoutRowMajor)
+#define LOAD_TILE(m, at)              coopMatLoad(m, memory, TILE_AT + (at), TILE_STRIDE, gl_CooperativeMatrixLayoutRowMajor)
 #define STORE_TILE(sum, at)                                                                                     \
-    coopMatStore(coopmat<float16_t, gl_ScopeSubgroup, 16, 16, gl_MatrixUseAccumulator>(sum), TILE, TILE_OFF + (at), TILE_STRIDE, \
-                 gl_CooperativeMatrixLayoutRowMajor)
-#if defined(VB)
-#define STORE_FLOATS(sum, at) coopMatStore(sum, floats, (at) / 2, FLOAT_STRIDE / 2, gl_CooperativeMatrixLayoutRowMajor)
-#else
+    coopMatStore(coopmat<float16_t, gl_ScopeSubgroup, 16, 16, gl_MatrixUseAccumulator>(sum), memory, TILE_AT + (at), \
+                 TILE_STRIDE, gl_CooperativeMatrixLayoutRowMajor)
 #define STORE_FLOATS(sum, at) coopMatStore(sum, memory, at, FLOAT_STRIDE, gl_CooperativeMatrixLayoutRowMajor)
-#endif
 
 #define SET_ZERO(sum)      sum = MATRIX_SUM(0.0)
 #define MUL_ADD(sum, a, b) sum = coopMatMulAdd(a, b, sum)
@@ -262,7 +237,7 @@ void find_elements() {
 #define SUBGROUP           (tid / 32)
 #define SUBGROUP_BARRIER() barrier()
 #define SUBGROUP_ANY(x)    any_of_workgroup(x)
-#define SUBGROUP_IF(x)
+#define SUBGROUP_IF(x)     if (true)
 
 shared uint votes;
 
@@ -293,10 +268,10 @@ void find_elements() {
 #define LOAD_STAGED_TRANSPOSED(m, at) \
     for (uint i_ = 0; i_ < 256; ++i_) m[i_] = float(memory[(at) + i_ % 16 * SLOT_STRIDE + i_ / 64][i_ / 16 % 4])
 #define LOAD_TILE(m, at) \
-    for (uint i_ = 0; i_ < 256; ++i_) m[i_] = float(TILE[TILE_OFF + (at) + i_ / 16 * TILE_STRIDE + i_ % 16 / 4][i_ % 4])
+    for (uint i_ = 0; i_ < 256; ++i_) m[i_] = float(memory[TILE_AT + (at) + i_ / 16 * TILE_STRIDE + i_ % 16 / 4][i_ % 4])
 #define STORE_TILE(sum, at)                    \
     for (uint i_ = 0; i_ < ELEMENTS; ++i_)     \
-        TILE[TILE_OFF + (at) + element_row[i_] * TILE_STRIDE + element_col[i_] / 4][element_col[i_] % 4] = float16_t(sum[i_])
+        memory[TILE_AT + (at) + element_row[i_] * TILE_STRIDE + element_col[i_] / 4][element_col[i_] % 4] = float16_t(sum[i_])
 #define STORE_FLOATS(sum, at)                  \
     for (uint i_ = 0; i_ < ELEMENTS; ++i_)     \
         store_float((at) + element_row[i_] * FLOAT_STRIDE + element_col[i_] / 2, element_col[i_] % 2, sum[i_])

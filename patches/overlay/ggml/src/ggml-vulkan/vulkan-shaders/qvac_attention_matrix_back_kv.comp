@@ -80,41 +80,41 @@ void main() {
             stage(SLOT_COLS(1), COLS, OF_DY, query0);
             barrier();
 
-            SUBGROUP_IF(SPLIT != 1 || (query0 + COLS > key0 + ROW_0 && query0 <= row_last[ROW_0 + 16 * RB - 1])) {
-            MATRIX_SUMS(s, NS);
-            SCORES(s, k, SLOT_ROWS(0), SLOT_COLS(0));
-            MATRIX_SUMS(ds, NS);
-            SCORES(ds, v, SLOT_ROWS(1), SLOT_COLS(1));
-            if (query0 < key0 + ROWS - 1 || query0 + COLS - 1 > first_last) {
-                EACH_ROW(rb, e) {
-                    const uint key  = key0 + ROW_OF(rb, e);
-                    const uint last = row_last[ROW_OF(rb, e)];
-                    EACH_SCORE(cb) {
-                        const uint query = query0 + SCORE_COL(cb, e);
-                        if (query < key || query > last) {
-                            s[rb * S_COLS + cb][e] = UNSEEN;
+            SUBGROUP_IF (SPLIT != 1 || (query0 + COLS > key0 + ROW_0 && query0 <= row_last[ROW_0 + 16 * RB - 1])) {
+                MATRIX_SUMS(s, NS);
+                SCORES(s, k, SLOT_ROWS(0), SLOT_COLS(0));
+                MATRIX_SUMS(ds, NS);
+                SCORES(ds, v, SLOT_ROWS(1), SLOT_COLS(1));
+                if (query0 < key0 + ROWS - 1 || query0 + COLS - 1 > first_last) {
+                    EACH_ROW(rb, e) {
+                        const uint key  = key0 + ROW_OF(rb, e);
+                        const uint last = row_last[ROW_OF(rb, e)];
+                        EACH_SCORE(cb) {
+                            const uint query = query0 + SCORE_COL(cb, e);
+                            if (query < key || query > last) {
+                                s[rb * S_COLS + cb][e] = UNSEEN;
+                            }
                         }
                     }
                 }
-            }
-            EACH_SCORE(cb) {
-                UNROLL for (uint e = 0; e < ELEMENTS; ++e) {
-                    const vec2 of = col_stats[SCORE_COL(cb, e)];
-                    UNROLL for (uint rb = 0; rb < RB; ++rb) {
-                        const uint  f      = rb * S_COLS + cb;
-                        const float weight = exp2(s[f][e] - of.x);
-                        s[f][e]  = weight;
-                        ds[f][e] = f16_range(weight * (ds[f][e] - of.y));
+                EACH_SCORE(cb) {
+                    UNROLL for (uint e = 0; e < ELEMENTS; ++e) {
+                        const vec2 of = col_stats[SCORE_COL(cb, e)];
+                        UNROLL for (uint rb = 0; rb < RB; ++rb) {
+                            const uint  f      = rb * S_COLS + cb;
+                            const float weight = exp2(s[f][e] - of.x);
+                            s[f][e]  = weight;
+                            ds[f][e] = f16_range(weight * (ds[f][e] - of.y));
+                        }
                     }
                 }
-            }
-            STORE_SCORES(s);
-            GROUP_BARRIER();
-            OUTPUTS(dv, SLOT_COLS(1));
-            GROUP_BARRIER();
-            STORE_SCORES(ds);
-            GROUP_BARRIER();
-            OUTPUTS(dk, SLOT_COLS(0));
+                STORE_SCORES(s);
+                GROUP_BARRIER();
+                OUTPUTS(dv, SLOT_COLS(1));
+                GROUP_BARRIER();
+                STORE_SCORES(ds);
+                GROUP_BARRIER();
+                OUTPUTS(dk, SLOT_COLS(0));
             }
         }
     }

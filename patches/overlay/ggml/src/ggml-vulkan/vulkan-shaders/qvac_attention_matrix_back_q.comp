@@ -55,33 +55,33 @@ void main() {
         stage(SLOT_COLS(1), COLS, OF_V, key0);
         barrier();
 
-        SUBGROUP_IF(SPLIT != 1 || (key0 < query0 + ROW_0 + 16 * RB && key0 + COLS > row_first[ROW_0])) {
-        MATRIX_SUMS(s, NS);
-        SCORES(s, q, SLOT_ROWS(0), SLOT_COLS(0));
-        MATRIX_SUMS(ds, NS);
-        SCORES(ds, dy, SLOT_ROWS(1), SLOT_COLS(1));
-        if (key0 + COLS - 1 > query0 || key0 < last_first) {
-            EACH_ROW(rb, e) {
-                const uint query = query0 + ROW_OF(rb, e);
-                const uint first = row_first[ROW_OF(rb, e)];
-                EACH_SCORE(cb) {
-                    const uint key = key0 + SCORE_COL(cb, e);
-                    if (key < first || key > query) {
-                        s[rb * S_COLS + cb][e] = UNSEEN;
+        SUBGROUP_IF (SPLIT != 1 || (key0 < query0 + ROW_0 + 16 * RB && key0 + COLS > row_first[ROW_0])) {
+            MATRIX_SUMS(s, NS);
+            SCORES(s, q, SLOT_ROWS(0), SLOT_COLS(0));
+            MATRIX_SUMS(ds, NS);
+            SCORES(ds, dy, SLOT_ROWS(1), SLOT_COLS(1));
+            if (key0 + COLS - 1 > query0 || key0 < last_first) {
+                EACH_ROW(rb, e) {
+                    const uint query = query0 + ROW_OF(rb, e);
+                    const uint first = row_first[ROW_OF(rb, e)];
+                    EACH_SCORE(cb) {
+                        const uint key = key0 + SCORE_COL(cb, e);
+                        if (key < first || key > query) {
+                            s[rb * S_COLS + cb][e] = UNSEEN;
+                        }
                     }
                 }
             }
-        }
-        EACH_ROW(rb, e) {
-            const vec2 of = stats[rb * ELEMENTS + e];
-            EACH_SCORE(cb) {
-                const uint f = rb * S_COLS + cb;
-                ds[f][e] = f16_range(exp2(s[f][e] - of.x) * (ds[f][e] - of.y));
+            EACH_ROW(rb, e) {
+                const vec2 of = stats[rb * ELEMENTS + e];
+                EACH_SCORE(cb) {
+                    const uint f = rb * S_COLS + cb;
+                    ds[f][e] = f16_range(exp2(s[f][e] - of.x) * (ds[f][e] - of.y));
+                }
             }
-        }
-        STORE_SCORES(ds);
-        GROUP_BARRIER();
-        OUTPUTS(dq, SLOT_COLS(0));
+            STORE_SCORES(ds);
+            GROUP_BARRIER();
+            OUTPUTS(dq, SLOT_COLS(0));
         }
     }
 
