@@ -96,6 +96,9 @@ constexpr matrix_tile MATRIX_TILES[VK_QVAC_ATTENTION_KERNEL_COUNT][3] = {
     /* BACK_KV */ { { 64, { 128, 64, 32, 1, 1 } }, { 128, { 128, 32, 32, 2, 1 } }, { D_MAX, { 128, 32, 32, 2, 0 } } },
 };
 
+// Wider operands would be private arrays of a size that NVIDIA's driver does not compile.
+constexpr uint32_t IMITATION_D_KEPT = 32;
+
 // Above this a head is wide.
 constexpr uint32_t D_WIDE = 128;
 
@@ -132,7 +135,8 @@ bool asked_for(const char * name) {
 bool has_matrices(const vk_device & device) {
     return SHADERS[0][COOPMAT].data && device->fp16 && device->coopmat_support && device->coopmat_acc_f32_support &&
            device->coopmat_m == 16 && device->coopmat_n == 16 && device->coopmat_k == 16 &&
-           device->subgroup_ballot && device->subgroup_require_full_support && device->subgroup_min_size <= 32 && device->subgroup_max_size >= 32;
+           device->subgroup_ballot && device->subgroup_require_full_support && device->subgroup_min_size <= 32 &&
+           device->subgroup_max_size >= 32;
 }
 
 struct choice {
@@ -148,7 +152,7 @@ struct choice {
 
 std::optional<choice> choose_matrix(const vk_device & device, engine engine, vk_qvac_attention_kernel kernel, uint32_t d_pad) {
     const matrix_tile * tile = MATRIX_TILES[kernel];
-    while (d_pad > tile->d_max) {
+    while (d_pad > tile->d_max || (engine == IMITATION && d_pad > IMITATION_D_KEPT && tile->shape.keep)) {
         ++tile;
     }
     if (shared_memory(kernel, tile->shape, d_pad) > device->properties.limits.maxComputeSharedMemorySize) {
