@@ -39,9 +39,11 @@ struct Case {
     query: f32,
     /// What the gradient of the output is multiplied by.
     gradient: f32,
+    /// What a token's is multiplied by beyond the one before.
+    growth: f32,
 }
 
-const PLAIN: Case = Case { d: 32, h: 2, h_kv: 2, samples: &[70], query: 1.0, gradient: 1.0 };
+const PLAIN: Case = Case { d: 32, h: 2, h_kv: 2, samples: &[70], query: 1.0, gradient: 1.0, growth: 1.0 };
 
 /// A case's inputs and what attention makes of them.
 struct Reference {
@@ -102,7 +104,10 @@ impl Case {
         let q = times(self.query, noise(1, d * h * t));
         let k = noise(2, d * h_kv * t);
         let v = noise(3, d * h_kv * t);
-        let dy = times(self.gradient, noise(4, d * h * t));
+        let mut dy = times(self.gradient, noise(4, d * h * t));
+        for (i, token) in dy.chunks_mut(d * h).enumerate() {
+            token.iter_mut().for_each(|x| *x *= self.growth.powi(i as i32));
+        }
         let scale = 1.0 / (d as f32).sqrt();
 
         let mut segments = Vec::new();
@@ -275,6 +280,15 @@ fn tiny_gradients() {
     }
 }
 
+/// Where tiles are scaled differently their sums are brought together, whichever comes first; the last is small beyond
+/// what f32 brings together.
+#[test]
+fn gradients_of_all_sizes() {
+    for (gradient, growth) in [(1.0, 0.9), (1e-18, 1.4), (1.0, 0.55)] {
+        Case { gradient, growth, samples: &[130], ..PLAIN }.run();
+    }
+}
+
 /// Runs tests of this module with the kernels named.
 fn again_with(kernels: &str, tests: &[&str]) {
     let result = Command::new(std::env::current_exe().unwrap())
@@ -302,6 +316,7 @@ fn kernels_for_cooperative_matrices() {
     again_with(
         "imitation",
         &[
+            "gradients_of_all_sizes",
             "head_widths",
             "large_scores",
             "lengths_around_a_tile",

@@ -1,7 +1,7 @@
 // Causal attention within samples and its gradients (see ggml-train.h; qvac_attention*.comp).
 //
-// The engine that multiplies tiles is chosen with the device: cooperative matrices where it has them in 16x16x16 with f32
-// sums and enough shared memory, else plain f32. QVAC_VK_ATTENTION=plain|small|coopmat|imitation chooses another, for
+// The kernels are chosen with the device: those of cooperative matrices where it has these in 16x16x16 with f32 sums and
+// enough shared memory, else plain f32. QVAC_VK_ATTENTION=plain|small|coopmat|imitation chooses another, for
 // tests: `small` is plain with the tiles of a device that has only 16 KiB of shared memory, and `imitation` runs the logic
 // of the cooperative matrices without them. Where the one asked for cannot be had, the ops are not supported.
 
@@ -23,6 +23,13 @@ struct attention_push_constants {
     uint32_t q_offset, k_offset, v_offset, segments_offset, fwd_offset, dy_offset, dst_offset;
 };
 
+struct stats_push_constants {
+    uint32_t D, H, T, fwd_offset, dy_offset, aligned;
+};
+
+// Queries of a workgroup of qvac_attention_stats.comp.
+constexpr uint32_t STATS_ROWS = 64;
+
 static_assert(sizeof(attention_push_constants) <= 128, "Vulkan guarantees no more push constants than 128 bytes");
 
 // Heads of more than this are not ours: the pipelines are made for each multiple of D_STEP up to it.
@@ -42,41 +49,55 @@ struct shader {
     const void * data;
 };
 
+#define QVAC_SHADER(NAME) { #NAME, NAME##_len, NAME##_data }
+
 #if defined(GGML_VULKAN_COOPMAT_GLSLC_SUPPORT)
-#define QVAC_ATTENTION_COOPMAT(NAME) { #NAME "_cm1", NAME##_cm1_len, NAME##_cm1_data }
+#define QVAC_COOPMAT_SHADER(NAME) QVAC_SHADER(NAME##_cm1)
 #else
-#define QVAC_ATTENTION_COOPMAT(NAME) { nullptr, 0, nullptr }
+#define QVAC_COOPMAT_SHADER(NAME) { nullptr, 0, nullptr }
 #endif
 
-#define QVAC_ATTENTION(NAME)                                                      \
-    {                                                                             \
-        { #NAME, NAME##_len, NAME##_data },                                       \
-        QVAC_ATTENTION_COOPMAT(NAME),                                             \
-        { #NAME "_imitation", NAME##_imitation_len, NAME##_imitation_data },      \
-    }
+#define QVAC_ATTENTION(PLAIN, MATRIX) \
+    { QVAC_SHADER(PLAIN), QVAC_COOPMAT_SHADER(MATRIX), QVAC_SHADER(MATRIX##_imitation) }
 
 const shader SHADERS[VK_QVAC_ATTENTION_KERNEL_COUNT][ENGINE_COUNT] = {
-    /* FORWARD */ QVAC_ATTENTION(qvac_attention),
-    /* BACK_Q  */ QVAC_ATTENTION(qvac_attention_back_q),
-    /* BACK_KV */ QVAC_ATTENTION(qvac_attention_back_kv),
+    /* FORWARD */ QVAC_ATTENTION(qvac_attention, qvac_attention_matrix),
+    /* BACK_Q  */ QVAC_ATTENTION(qvac_attention_back_q, qvac_attention_matrix_back_q),
+    /* BACK_KV */ QVAC_ATTENTION(qvac_attention_back_kv, qvac_attention_matrix_back_kv),
 };
 
 uint32_t buffers_of(vk_qvac_attention_kernel kernel) {
     return kernel == VK_QVAC_ATTENTION_FORWARD ? 5 : 7;
 }
 
-// The shaders' specialization constants; those from TM on are the plain engine's.
-struct tile_shape {
+// The shaders' specialization constants, with D_PAD after the third.
+struct plain_shape {
     uint32_t block, rows, cols, TM, TN, chunk, step;
 };
 
-constexpr tile_shape PLAIN_TILE    = { 256, 64, 64, 4, 4, 16, 16 };
-constexpr tile_shape SMALL_TILE    = { 256, 32, 32, 2, 2, 16,  8 }; // within 16 KiB; for wide heads, where PLAIN has too few registers
-constexpr tile_shape SOFTWARE_TILE = { 256, 16, 16, 1, 1, 16, 16 }; // little code: lavapipe compiles slowly
-constexpr tile_shape MATRIX_TILES[] = { // the first that fits
-    { 256, 64, 32 },
-    { 128, 32, 32 },
+struct matrix_shape {
+    uint32_t block, rows, cols, split, keep;
 };
+
+constexpr plain_shape PLAIN_TILE    = { 256, 64, 64, 4, 4, 16, 16 };
+constexpr plain_shape SMALL_TILE    = { 256, 32, 32, 2, 2, 16,  8 }; // within 16 KiB; for wide heads, where PLAIN has too few registers
+constexpr plain_shape SOFTWARE_TILE = { 256, 16, 16, 1, 1, 16, 16 }; // little code: lavapipe compiles slowly
+
+// The tile of the heads that are not wider. What a core has under way counts for more than large tiles: columns are few,
+// and the wider the heads are, the more subgroups share the sums.
+struct matrix_tile {
+    uint32_t     d_max;
+    matrix_shape shape;
+};
+
+constexpr matrix_tile MATRIX_TILES[VK_QVAC_ATTENTION_KERNEL_COUNT][3] = {
+    /* FORWARD */ { { 64, { 128, 64, 32, 1, 1 } }, { 128, { 128, 64, 32, 1, 1 } }, { D_MAX, {  64, 32, 32, 1, 0 } } },
+    /* BACK_Q  */ { { 64, { 128, 64, 32, 1, 1 } }, { 128, { 128, 64, 32, 1, 1 } }, { D_MAX, { 128, 32, 32, 2, 0 } } },
+    /* BACK_KV */ { { 64, { 128, 64, 32, 1, 1 } }, { 128, { 128, 32, 32, 2, 1 } }, { D_MAX, { 128, 32, 32, 2, 0 } } },
+};
+
+// Wider operands would be private arrays of a size that NVIDIA's driver does not compile.
+constexpr uint32_t IMITATION_D_KEPT = 32;
 
 // Above this a head is wide.
 constexpr uint32_t D_WIDE = 128;
@@ -84,18 +105,22 @@ constexpr uint32_t D_WIDE = 128;
 constexpr uint32_t SMALL_SHARED_MEMORY = 16384;
 
 // What the shaders declare.
-uint32_t shared_memory(engine engine, vk_qvac_attention_kernel kernel, const tile_shape & t, uint32_t d_pad) {
+uint32_t shared_memory(vk_qvac_attention_kernel kernel, const plain_shape & t, uint32_t d_pad) {
     const bool     forward = kernel == VK_QVAC_ATTENTION_FORWARD;
     const uint32_t queries = kernel == VK_QVAC_ATTENTION_BACK_KV ? t.cols : t.rows;
-    if (engine == PLAIN) {
-        const uint32_t chunk = std::max((t.rows + t.cols) * (t.chunk / 4 + 1), t.step * d_pad / 4) * 16;
-        const uint32_t tile  = t.rows * (t.cols / 4 + 1) * 16;
-        return chunk + tile + (t.block + (forward ? 1 : 3) * queries) * 4;
-    }
-    const uint32_t slots = ((forward ? 1 : 2) * t.rows + 2 * t.cols) * (d_pad / 4 + 2) * 8;
-    const uint32_t tile  = t.rows * (t.cols + 8) * 2;
-    const uint32_t rows  = forward ? (t.rows * (t.cols + 4) + t.block + t.rows) * 4 : (2 * t.block + 4 * queries) * 4;
-    return slots + tile + rows + 256 * 4;
+    const uint32_t chunk   = std::max((t.rows + t.cols) * (t.chunk / 4 + 1), t.step * d_pad / 4) * 16;
+    const uint32_t tile    = t.rows * (t.cols / 4 + 1) * 16;
+    return chunk + tile + (t.block + (forward ? 1 : 3) * queries) * 4;
+}
+
+uint32_t shared_memory(vk_qvac_attention_kernel kernel, const matrix_shape & t, uint32_t d_pad) {
+    const bool     forward = kernel == VK_QVAC_ATTENTION_FORWARD;
+    const bool     back_kv = kernel == VK_QVAC_ATTENTION_BACK_KV;
+    const uint32_t rows    = (forward ? 1 : 2) * t.rows;
+    const uint32_t staged  = t.keep ? std::max(t.rows, 2 * t.cols) : rows + 2 * t.cols;
+    const uint32_t tile    = t.rows * (t.cols / 4 + 2);
+    const uint32_t memory  = std::max(staged * (d_pad / 4 + 2) + tile, t.block / 32 * 160) * 8;
+    return memory + (forward ? 12 : back_kv ? 4 : 16) * t.rows + (back_kv ? 8 * t.cols : 0);
 }
 
 const char * asked_for() {
@@ -110,21 +135,30 @@ bool asked_for(const char * name) {
 bool has_matrices(const vk_device & device) {
     return SHADERS[0][COOPMAT].data && device->fp16 && device->coopmat_support && device->coopmat_acc_f32_support &&
            device->coopmat_m == 16 && device->coopmat_n == 16 && device->coopmat_k == 16 &&
-           device->subgroup_require_full_support && device->subgroup_min_size <= 32 && device->subgroup_max_size >= 32;
+           device->subgroup_ballot && device->subgroup_require_full_support && device->subgroup_min_size <= 32 &&
+           device->subgroup_max_size >= 32;
 }
 
 struct choice {
-    enum engine engine;
-    tile_shape  tile;
+    enum engine           engine;
+    std::vector<uint32_t> constants;
+    uint32_t              rows;
+
+    choice(const plain_shape & t, uint32_t d_pad)
+        : engine(PLAIN), constants({ t.block, t.rows, t.cols, d_pad, t.TM, t.TN, t.chunk, t.step }), rows(t.rows) {}
+    choice(enum engine engine, const matrix_shape & t, uint32_t d_pad)
+        : engine(engine), constants({ t.block, t.rows, t.cols, d_pad, t.split, t.keep }), rows(t.rows) {}
 };
 
 std::optional<choice> choose_matrix(const vk_device & device, engine engine, vk_qvac_attention_kernel kernel, uint32_t d_pad) {
-    for (const tile_shape & tile : MATRIX_TILES) {
-        if (shared_memory(engine, kernel, tile, d_pad) <= device->properties.limits.maxComputeSharedMemorySize) {
-            return choice { engine, tile };
-        }
+    const matrix_tile * tile = MATRIX_TILES[kernel];
+    while (d_pad > tile->d_max || (engine == IMITATION && d_pad > IMITATION_D_KEPT && tile->shape.keep)) {
+        ++tile;
     }
-    return std::nullopt;
+    if (shared_memory(kernel, tile->shape, d_pad) > device->properties.limits.maxComputeSharedMemorySize) {
+        return std::nullopt;
+    }
+    return choice(engine, tile->shape, d_pad);
 }
 
 // How the device runs a kernel for heads of `d_pad` values, if it can.
@@ -150,13 +184,13 @@ std::optional<choice> choose(const vk_device & device, vk_qvac_attention_kernel 
         }
     }
     if (!plain && !small && device->properties.deviceType == vk::PhysicalDeviceType::eCpu) {
-        return choice { PLAIN, SOFTWARE_TILE };
+        return choice(SOFTWARE_TILE, d_pad);
     }
-    if (!small && d_pad <= D_WIDE && shared_memory(PLAIN, kernel, PLAIN_TILE, d_pad) <= shared) {
-        return choice { PLAIN, PLAIN_TILE };
+    if (!small && d_pad <= D_WIDE && shared_memory(kernel, PLAIN_TILE, d_pad) <= shared) {
+        return choice(PLAIN_TILE, d_pad);
     }
-    GGML_ASSERT(shared_memory(PLAIN, kernel, SMALL_TILE, d_pad) <= SMALL_SHARED_MEMORY);
-    return choice { PLAIN, SMALL_TILE };
+    GGML_ASSERT(shared_memory(kernel, SMALL_TILE, d_pad) <= SMALL_SHARED_MEMORY);
+    return choice(SMALL_TILE, d_pad);
 }
 
 uint32_t width_of(const ggml_tensor * q) {
@@ -164,7 +198,45 @@ uint32_t width_of(const ggml_tensor * q) {
 }
 
 uint32_t tiles_of(const ggml_tensor * q, const choice & choice) {
-    return CEIL_DIV((uint32_t) q->ne[2], choice.tile.rows);
+    return CEIL_DIV((uint32_t) q->ne[2], choice.rows);
+}
+
+enum engine engine_of(const ggml_backend_vk_context * ctx, vk_qvac_attention_kernel kernel, const ggml_tensor * q) {
+    const auto choice = choose(ctx->device, kernel, width_of(q) * D_STEP);
+    GGML_ASSERT(choice);
+    return choice->engine;
+}
+
+// What the backward's kernels on matrices read instead of `fwd` (qvac_attention_stats.comp).
+uint64_t stats_bytes(const ggml_tensor * q) {
+    return (uint64_t) q->ne[1] * q->ne[2] * 4 * sizeof(float);
+}
+
+void dispatch_stats(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst) {
+    const ggml_tensor * q   = dst->src[0]; // [D, H, T]
+    const ggml_tensor * fwd = dst->src[4];
+    const ggml_tensor * dy  = dst->src[5]; // [D, H, T]
+
+    stats_push_constants pc = {};
+    pc.D          = (uint32_t) q->ne[0];
+    pc.H          = (uint32_t) q->ne[1];
+    pc.T          = (uint32_t) q->ne[2];
+    pc.fwd_offset = ggml_vk_qvac_offset(ctx, fwd);
+    pc.dy_offset  = ggml_vk_qvac_offset(ctx, dy);
+    pc.aligned    = (pc.fwd_offset | pc.dy_offset) % 4 == 0;
+
+    vk_pipeline pipeline = ctx->device->qvac->attention_stats;
+    ggml_pipeline_request_descriptor_sets(ctx, pipeline, 1);
+    ggml_vk_qvac_reserve_scratch(ctx, subctx, stats_bytes(q));
+    if (ctx->prealloc_x_need_sync) {
+        ggml_vk_sync_buffers(ctx, subctx);
+    }
+    const vk_subbuffer stats = { ctx->prealloc_x, 0, stats_bytes(q) };
+    ggml_vk_dispatch_pipeline(ctx, subctx, pipeline,
+        { ggml_vk_tensor_subbuffer(ctx, fwd, true), ggml_vk_tensor_subbuffer(ctx, dy, true), stats }, pc,
+        { pc.H, CEIL_DIV(pc.T, STATS_ROWS), 1 });
+    ggml_vk_sync_buffers(ctx, subctx);
+    ctx->prealloc_x_need_sync = true;
 }
 
 void dispatch(
@@ -194,7 +266,7 @@ void dispatch(
     pc.fwd_offset      = forward ? 0 : ggml_vk_qvac_offset(ctx, fwd);
     pc.dy_offset       = forward ? 0 : ggml_vk_qvac_offset(ctx, dy);
     pc.dst_offset      = ggml_vk_qvac_offset(ctx, dst);
-    pc.aligned         = (pc.q_offset | pc.k_offset | pc.v_offset | pc.fwd_offset | pc.dy_offset) % 4 == 0;
+    pc.aligned         = (pc.q_offset | pc.k_offset | pc.v_offset | pc.fwd_offset | pc.dy_offset | pc.dst_offset) % 4 == 0;
 
     vk_pipeline pipeline = ctx->device->qvac->attention[kernel][width - 1];
     ggml_pipeline_request_descriptor_sets(ctx, pipeline, 1);
@@ -205,8 +277,10 @@ void dispatch(
         ggml_vk_dispatch_pipeline(ctx, subctx, pipeline,
             { buffer(q), buffer(k), buffer(v), buffer(segments), buffer(dst) }, pc, grid);
     } else {
+        const vk_subbuffer stats = { ctx->prealloc_x, 0, stats_bytes(q) };
         ggml_vk_dispatch_pipeline(ctx, subctx, pipeline,
-            { buffer(q), buffer(k), buffer(v), buffer(segments), buffer(fwd), buffer(dy), buffer(dst) }, pc, grid);
+            { buffer(q), buffer(k), buffer(v), buffer(segments), choice->engine == PLAIN ? buffer(fwd) : stats, buffer(dy),
+              buffer(dst) }, pc, grid);
     }
 }
 
@@ -220,17 +294,14 @@ void ggml_vk_qvac_load_attention(vk_device & device, const vk_qvac_create_pipeli
             if (!choice) {
                 continue;
             }
-            const shader &        shader    = SHADERS[kernel][choice->engine];
-            const tile_shape &    t         = choice->tile;
-            std::vector<uint32_t> constants = { t.block, t.rows, t.cols, d_pad };
-            if (choice->engine == PLAIN) {
-                constants.insert(constants.end(), { t.TM, t.TN, t.chunk, t.step });
-            }
+            const shader & shader = SHADERS[kernel][choice->engine];
             create(device->qvac->attention[kernel][width - 1], shader.name, shader.size, shader.data,
-                   buffers_of((vk_qvac_attention_kernel) kernel), sizeof(attention_push_constants), { 1, 1, 1 }, constants,
-                   choice->engine == COOPMAT ? 32 : 0);
+                   buffers_of((vk_qvac_attention_kernel) kernel), sizeof(attention_push_constants), { 1, 1, 1 },
+                   choice->constants, choice->engine == COOPMAT ? 32 : 0);
         }
     }
+    create(device->qvac->attention_stats, "qvac_attention_stats", qvac_attention_stats_len, qvac_attention_stats_data, 3,
+           sizeof(stats_push_constants), { 1, 1, 1 }, {}, 0);
 }
 
 bool ggml_vk_qvac_attention_supported(const vk_device & device, const ggml_tensor * op) {
@@ -254,6 +325,10 @@ void ggml_vk_qvac_attention(ggml_backend_vk_context * ctx, vk_context & subctx, 
 // The two write different parts of the result and read none of it: no barrier between them. The one with the longer
 // workgroups comes first.
 void ggml_vk_qvac_attention_back(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst) {
+    const ggml_tensor * q = dst->src[0];
+    if (engine_of(ctx, VK_QVAC_ATTENTION_BACK_KV, q) != PLAIN || engine_of(ctx, VK_QVAC_ATTENTION_BACK_Q, q) != PLAIN) {
+        dispatch_stats(ctx, subctx, dst);
+    }
     dispatch(ctx, subctx, dst, VK_QVAC_ATTENTION_BACK_KV);
     dispatch(ctx, subctx, dst, VK_QVAC_ATTENTION_BACK_Q);
 }

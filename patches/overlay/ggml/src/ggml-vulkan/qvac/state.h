@@ -73,6 +73,7 @@ struct vk_qvac_device {
     vk_pipeline binary[2];            // ADD, SWIGLU
     vk_pipeline swiglu_back[2];       // one value at a time, and four
     vk_pipeline attention[VK_QVAC_ATTENTION_KERNEL_COUNT][VK_QVAC_ATTENTION_WIDTHS];
+    vk_pipeline attention_stats;
 };
 
 // With a backend context: what is known of the graph being recorded, and memory of our own.

@@ -60,9 +60,12 @@ static void qvac_shaders() {
     string_to_spv("qvac_swiglu_back",        "qvac_swiglu_back.comp",        {});
     for (const std::string name : { "qvac_attention", "qvac_attention_back_q", "qvac_attention_back_kv" }) {
         string_to_spv(name, name + ".comp", {});
+    }
+    for (const std::string name : { "qvac_attention_matrix", "qvac_attention_matrix_back_q", "qvac_attention_matrix_back_kv" }) {
         string_to_spv(name + "_imitation", name + ".comp", {{"IMITATION", "1"}});
 #if defined(GGML_VULKAN_COOPMAT_GLSLC_SUPPORT)
         string_to_spv(name, name + ".comp", {{"COOPMAT", "1"}}, true, true);
 #endif
     }
+    string_to_spv("qvac_attention_stats",    "qvac_attention_stats.comp",    {});
 }

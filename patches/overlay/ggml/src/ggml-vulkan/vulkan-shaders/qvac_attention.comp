@@ -7,11 +7,8 @@
 #define SLOT_Q 0
 #define SLOT_K 1
 #define SLOT_V 2
-#define ROW_SLOTS 1
-#define COL_SLOTS 2
-#define QUERIES ROWS
 
-#include "qvac_attention.glsl"
+#include "qvac_attention_plain.glsl"
 
 // Invocations that share a row in the softmax.
 const uint LANES = BLOCK / ROWS;
@@ -26,8 +23,6 @@ void main() {
     head_kv = head / (p.H / p.H_kv);
     query0  = (tiles - 1 - gl_WorkGroupID.y) * ROWS;
 
-    ENGINE_INIT();
-    STAGE(SLOT_Q);
 
     const uint query_end = min(query0 + ROWS, p.T);
 
@@ -43,13 +38,9 @@ void main() {
     ZERO_OUTPUTS(o);
 
     for (key0 = first_of(query0); key0 < query_end; key0 += COLS) {
-        ENGINE_BARRIER();
-        STAGE(SLOT_K);
-        STAGE(SLOT_V);
-        ENGINE_BARRIER();
 
         SCORE_TILE(s);
-        SCORES(s, SLOT_Q, SLOT_K);
+        scores(s, SLOT_Q, SLOT_K);
         EACH_SCORE(f, e) {
             score_put(SCORE_ROW(f, e), SCORE_COL(f, e), s[f][e] * p.scale);
         }
@@ -89,7 +80,7 @@ void main() {
         EACH_OUTPUT(f, e) {
             o[f][e] *= row_factor[OUTPUT_ROW(f, e) % ROWS];
         }
-        OUTPUTS(o, SLOT_V);
+        outputs(o, SLOT_V);
     }
 
     barrier();
@@ -110,7 +101,7 @@ void main() {
     EACH_OUTPUT(f, e) {
         const uint r = OUTPUT_ROW(f, e);
         const uint d = OUTPUT_COL(f, e);
-        if (OUTPUT_LIVE(f) && query0 + r < p.T && d < p.D) {
+        if (query0 + r < p.T && d < p.D) {
             data_dst[p.dst_offset + query_row(query0 + r) + d] = o[f][e] * row_factor[r];
         }
     }

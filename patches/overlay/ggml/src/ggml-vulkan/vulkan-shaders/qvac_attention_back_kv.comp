@@ -9,16 +9,13 @@
 // with p and ds as in qvac_attention_back_q.comp. Nobody else adds to these rows, so that the sums have one order.
 
 #define BACKWARD
-#define ONE_SCALE // queries are added to each other
 #define SLOT_K  0
 #define SLOT_V  1
 #define SLOT_Q  2
 #define SLOT_DY 3
-#define ROW_SLOTS 2
-#define COL_SLOTS 2
 #define QUERIES COLS
 
-#include "qvac_attention.glsl"
+#include "qvac_attention_plain.glsl"
 
 void main() {
     const uint group = p.H / p.H_kv;
@@ -27,9 +24,6 @@ void main() {
 
     const uint query_end = last_of(min(key0 + ROWS, p.T) - 1) + 1;
 
-    ENGINE_INIT();
-    STAGE(SLOT_K);
-    STAGE(SLOT_V);
 
     OUTPUT_TILE(dk);
     ZERO_OUTPUTS(dk);
@@ -40,14 +34,11 @@ void main() {
         for (query0 = key0; query0 < query_end; query0 += COLS) {
             barrier();
             load_queries();
-            STAGE(SLOT_Q);
-            STAGE(SLOT_DY);
-            ENGINE_BARRIER();
 
             SCORE_TILE(s);
-            SCORES(s, SLOT_K, SLOT_Q);
+            scores(s, SLOT_K, SLOT_Q);
             SCORE_TILE(dp);
-            SCORES(dp, SLOT_V, SLOT_DY);
+            scores(dp, SLOT_V, SLOT_DY);
 
             EACH_SCORE(f, e) {
                 const uint r   = SCORE_ROW(f, e);
@@ -63,15 +54,13 @@ void main() {
                 tile_put(r, c, w);
                 dp[f][e] = ds;
             }
-            ENGINE_BARRIER();
-            OUTPUTS_SCALED(dv, SLOT_DY, INVERSE_SCALE(0));
+            outputs(dv, SLOT_DY);
 
             barrier();
             EACH_SCORE(f, e) {
-                tile_put(SCORE_ROW(f, e), SCORE_COL(f, e), SCORE_GRADIENT(dp[f][e]));
+                tile_put(SCORE_ROW(f, e), SCORE_COL(f, e), dp[f][e]);
             }
-            ENGINE_BARRIER();
-            OUTPUTS_SCALED(dk, SLOT_Q, INVERSE_GRADIENT_SCALE(0));
+            outputs(dk, SLOT_Q);
         }
     }
 
@@ -80,7 +69,7 @@ void main() {
     EACH_OUTPUT(f, e) {
         const uint r = OUTPUT_ROW(f, e);
         const uint d = OUTPUT_COL(f, e);
-        if (OUTPUT_LIVE(f) && key0 + r < p.T && d < p.D) {
+        if (key0 + r < p.T && d < p.D) {
             data_dst[base_k + key_row(key0 + r) + d] = dk[f][e] * p.scale;
             data_dst[base_v + key_row(key0 + r) + d] = dv[f][e];
         }

@@ -11,11 +11,9 @@
 #define SLOT_DY 1
 #define SLOT_K  2
 #define SLOT_V  3
-#define ROW_SLOTS 2
-#define COL_SLOTS 2
 #define QUERIES ROWS
 
-#include "qvac_attention.glsl"
+#include "qvac_attention_plain.glsl"
 
 void main() {
     const uint tiles = (p.T + ROWS - 1) / ROWS;
@@ -25,24 +23,17 @@ void main() {
 
     const uint query_end = min(query0 + ROWS, p.T);
 
-    ENGINE_INIT();
     load_queries();
-    STAGE(SLOT_Q);
-    STAGE(SLOT_DY);
 
     OUTPUT_TILE(dq);
     ZERO_OUTPUTS(dq);
 
     for (key0 = first_of(query0); key0 < query_end; key0 += COLS) {
-        ENGINE_BARRIER();
-        STAGE(SLOT_K);
-        STAGE(SLOT_V);
-        ENGINE_BARRIER();
 
         SCORE_TILE(s);
-        SCORES(s, SLOT_Q, SLOT_K);
+        scores(s, SLOT_Q, SLOT_K);
         SCORE_TILE(dp);
-        SCORES(dp, SLOT_DY, SLOT_V);
+        scores(dp, SLOT_DY, SLOT_V);
 
         EACH_SCORE(f, e) {
             const uint r   = SCORE_ROW(f, e);
@@ -53,17 +44,16 @@ void main() {
             if (query_first[r] <= key && key <= query0 + r) {
                 ds = exp(s[f][e] * p.scale - query_lse[r]) * (dp[f][e] - query_delta[r]);
             }
-            tile_put(r, c, SCORE_GRADIENT(ds));
+            tile_put(r, c, ds);
         }
-        ENGINE_BARRIER();
-        OUTPUTS(dq, SLOT_K);
+        outputs(dq, SLOT_K);
     }
 
     EACH_OUTPUT(f, e) {
         const uint r = OUTPUT_ROW(f, e);
         const uint d = OUTPUT_COL(f, e);
-        if (OUTPUT_LIVE(f) && query0 + r < p.T && d < p.D) {
-            data_dst[p.dst_offset + query_row(query0 + r) + d] = dq[f][e] * p.scale * INVERSE_GRADIENT_SCALE(r);
+        if (query0 + r < p.T && d < p.D) {
+            data_dst[p.dst_offset + query_row(query0 + r) + d] = dq[f][e] * p.scale;
         }
     }
 }

@@ -1,6 +1,11 @@
 // Tiles of attention in f32 on any device: each invocation has TM x TN scores, and of the output the same rows and every
 // COL_THREADS-th column. Operands come through shared memory in pieces along the summed index, so that its need of shared
 // memory hardly grows with D. Sums run in the order of the index.
+//
+// A kernel defines before it includes this: its slots (the operands that a tile is made of; those below ROW_SLOTS have
+// ROWS rows, the others COLS) and, for the backward, QUERIES (how many queries a tile has).
+
+#include "qvac_attention.glsl"
 
 layout(constant_id = 4) const uint TM    = 4;
 layout(constant_id = 5) const uint TN    = 4;
@@ -20,10 +25,90 @@ const uint TILE_STRIDE  = COLS / 4 + 1;
 shared vec4 chunk[(ROWS + COLS) * CHUNK_STRIDE > STEP * D4 ? (ROWS + COLS) * CHUNK_STRIDE : STEP * D4];
 shared vec4 tile[ROWS * TILE_STRIDE];
 
-#define ENGINE_INIT()
-// SCORES and OUTPUTS begin with barriers of their own and stage for themselves.
-#define ENGINE_BARRIER()
-#define STAGE(slot)
+const float NEG_MAX = -3.402823466e38;
+
+#define LOADER(NAME, WIDE, NARROW)                                         \
+    vec4 NAME(const uint i) {                                              \
+        if (p.aligned != 0) {                                              \
+            return WIDE[i / 4];                                            \
+        }                                                                  \
+        return vec4(NARROW[i], NARROW[i + 1], NARROW[i + 2], NARROW[i + 3]); \
+    }
+
+LOADER(load_q, data_q4, data_q)
+LOADER(load_k, data_k4, data_k)
+LOADER(load_v, data_v4, data_v)
+#if defined(BACKWARD)
+LOADER(load_fwd, data_fwd4, data_fwd)
+LOADER(load_dy, data_dy4, data_dy)
+#endif
+
+#if defined(BACKWARD)
+
+// What the backward needs of each query of a tile: the log-sum-exp of its scores, D = sum_d dy * output, which is what
+// softmax takes off every gradient of a score, and the first key that it sees (none where there is no such query).
+shared float query_lse[QUERIES];
+shared float query_delta[QUERIES];
+shared uint  query_first[QUERIES];
+
+shared float part_sum[BLOCK];
+
+void load_queries() {
+    const uint lanes = BLOCK / QUERIES;
+    const uint row   = tid / lanes;
+    const uint t     = query0 + row;
+
+    float sum = 0.0;
+    if (t < p.T) {
+        const uint at = query_row(t);
+        for (uint d = 4 * (tid % lanes); d < p.D; d += 4 * lanes) {
+            sum += dot(load_dy(p.dy_offset + at + d), load_fwd(p.fwd_offset + at + d));
+        }
+    }
+    part_sum[tid] = sum;
+    barrier();
+
+    if (tid < QUERIES) {
+        const uint query = query0 + tid;
+        float delta = 0.0;
+        for (uint i = 0; i < lanes; ++i) {
+            delta += part_sum[tid * lanes + i];
+        }
+        const bool exists = query < p.T;
+        query_delta[tid] = delta;
+        query_first[tid] = exists ? first_of(query) : 0xffffffffu;
+        query_lse[tid]   = exists ? data_fwd[p.fwd_offset + p.T * p.H * p.D + query * p.H + head] : 0.0;
+    }
+    barrier();
+}
+
+#endif
+
+// Four values of a row of a slot, zeros where there is none.
+vec4 fetch(const uint slot, const uint row, const uint d4) {
+    const bool of_query = slot == SLOT_Q
+#if defined(BACKWARD)
+        || slot == SLOT_DY
+#endif
+        ;
+    const uint t = (of_query ? query0 : key0) + row;
+    if (t >= p.T || 4 * d4 >= p.D) {
+        return vec4(0.0);
+    }
+    const uint at = (of_query ? query_row(t) : key_row(t)) + 4 * d4;
+    if (slot == SLOT_Q) {
+        return load_q(p.q_offset + at);
+    }
+    if (slot == SLOT_K) {
+        return load_k(p.k_offset + at);
+    }
+#if defined(BACKWARD)
+    if (slot == SLOT_DY) {
+        return load_dy(p.dy_offset + at);
+    }
+#endif
+    return load_v(p.v_offset + at);
+}
 
 #define SCORE_TILE(name)  float name[TM][TN]
 #define OUTPUT_TILE(name) float name[TM][ND]
@@ -36,7 +121,6 @@ shared vec4 tile[ROWS * TILE_STRIDE];
 #define SCORE_COL(f, e)  (tid % COL_THREADS + (e) * COL_THREADS)
 
 #define EACH_OUTPUT(f, e) [[unroll]] for (uint f = 0; f < TM; ++f) [[unroll]] for (uint e = 0; e < ND; ++e)
-#define OUTPUT_LIVE(f)    true
 #define OUTPUT_ROW(f, e)  SCORE_ROW(f, e)
 #define OUTPUT_COL(f, e)  SCORE_COL(f, e)
 
@@ -120,12 +204,3 @@ void outputs(inout float o[TM][ND], const uint b) {
         }
     }
 }
-
-// Nothing is scaled: f32 has room for every gradient.
-#define SCORE_GRADIENT(x)         (x)
-#define INVERSE_SCALE(r)          1.0
-#define INVERSE_GRADIENT_SCALE(r) 1.0
-
-#define SCORES(s, a, b)                  scores(s, a, b)
-#define OUTPUTS(o, slot)                 outputs(o, slot)
-#define OUTPUTS_SCALED(o, slot, inverse) outputs(o, slot)
