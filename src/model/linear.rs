@@ -2,7 +2,8 @@
 //! share its quantization, and their adapters' As are one matrix.
 //!
 //! Ternary weights are multiplied in integers (`tq_*`), others by upstream's `mul_mat` and by `out_prod`.
-//! Operations that do not depend on each other are made next to each other, for the device to run them side by side.
+//! Operations that do not depend on each other are made next to each other, for the device to run them side by side, and a
+//! quantization behind what makes its operand, for the device to do both in one pass.
 
 use crate::ggml::{Context, Tensor};
 
@@ -38,13 +39,13 @@ impl Net<'_> {
     ) -> Result<(Vec<Tensor>, Saved)> {
         let lora = self.lora.and_then(|l| Some((l.group(il, group)?, l.scale())));
         let layers = self.layers_of(il, group);
-        let ax = match lora {
-            Some((adapters, _)) => Some(ctx.low_rank_project(&adapters.a.value, x, 1.0)?), // [n_adapters * rank, n_tokens]
-            None => None,
-        };
         let xq = match layers.iter().any(|(_, l)| l.weight.dtype().is_ternary()) {
             true => Some(ctx.tq_quantize(x, 1)?), // [n_in + 16, n_tokens]
             false => None,
+        };
+        let ax = match lora {
+            Some((adapters, _)) => Some(ctx.low_rank_project(&adapters.a.value, x, 1.0)?), // [n_adapters * rank, n_tokens]
+            None => None,
         };
         // The residual is added with the adapter's product where nothing comes behind that.
         let update = |y: Tensor, target: Target, layer: &Linear| -> Result<(Tensor, Option<&Tensor>)> {
@@ -120,20 +121,21 @@ impl Net<'_> {
             *dy = scaled(dy, layer, self.arch.scale_covers_adapter(*target))?;
         }
         let lora = self.lora.and_then(|l| Some((l.group(il, group)?, l.scale())));
+        let own = layers
+            .iter()
+            .zip(&dys)
+            .map(|((target, layer), dy)| scaled(dy, layer, !self.arch.scale_covers_adapter(*target)));
+        let operands = match needs_dx {
+            true => Some(self.operands_back(ctx, &layers, own.collect::<Result<_>>()?)?),
+            false => None,
+        };
         let dz = match lora {
             Some((adapters, scale)) => Some(self.projected(ctx, adapters, scale, &layers, &dys)?), // [n_adapters * rank, n_tokens]
             None => None,
         };
-        let mut dx = match needs_dx {
-            true => {
-                let own = layers
-                    .iter()
-                    .zip(&dys)
-                    .map(|((target, layer), dy)| scaled(dy, layer, !self.arch.scale_covers_adapter(*target)));
-                let own = own.collect::<Result<Vec<_>>>()?;
-                Some(self.products_back(ctx, &layers, &own)?) // [n_in, n_tokens]
-            }
-            false => None,
+        let mut dx = match operands {
+            Some(operands) => Some(self.products_back(ctx, &layers, &operands)?), // [n_in, n_tokens]
+            None => None,
         };
         let (Some((adapters, scale)), Some(ax), Some(dz)) = (lora, &saved.ax, dz) else { return Ok(dx) };
         if let Some(dx) = &mut dx {
@@ -177,23 +179,32 @@ impl Net<'_> {
         others.iter().try_fold(first.clone(), |dz, other| Ok(ctx.concat_rows(&dz, other)?))
     }
 
-    /// The sum of `W^T dy` over layers that read the same.
-    fn products_back(&self, ctx: &Context, layers: &[(Target, &Linear)], dys: &[Tensor]) -> Result<Tensor> {
+    /// What `W^T dy` is made of: a gradient of a layer's result, quantized where the product is exact.
+    fn operands_back(
+        &self,
+        ctx: &Context,
+        layers: &[(Target, &Linear)],
+        dys: Vec<Tensor>,
+    ) -> Result<Vec<Operand>> {
         let exact = |layer: &Linear| {
             let [_, n_out, ..] = layer.weight.ne();
             layer.weight.dtype().is_ternary() && n_out % QUANTIZED_BLOCK == 0
         };
-        let quantized = layers.iter().zip(dys).map(|((_, layer), dy)| match exact(layer) {
-            true => Ok(Some(ctx.tq_quantize(dy, self.backward_limbs)?)), // [limbs * n_out + 16, n_tokens]
-            false => Ok(None),
+        let operands = layers.iter().zip(dys).map(|((_, layer), dy)| match exact(layer) {
+            true => Ok(Operand::Quantized(ctx.tq_quantize(&dy, self.backward_limbs)?)), // [limbs * n_out + 16, n_tokens]
+            false => Ok(Operand::Floats(dy)),                                           // [n_out, n_tokens]
         });
-        let quantized = quantized.collect::<Result<Vec<_>>>()?;
+        operands.collect()
+    }
+
+    /// The sum of `W^T dy` over layers that read the same.
+    fn products_back(&self, ctx: &Context, layers: &[(Target, &Linear)], dys: &[Operand]) -> Result<Tensor> {
         // A ternary product adds what comes before it by itself.
         let mut sum = None;
-        for (((_, layer), dy), q) in layers.iter().zip(dys).zip(&quantized) {
-            sum = Some(match (q, sum) {
-                (Some(q), sum) => ctx.tq_mul_mat_back(&layer.weight, q, sum.as_ref())?, // [n_in, n_tokens]
-                (None, sum) => {
+        for ((_, layer), dy) in layers.iter().zip(dys) {
+            sum = Some(match (dy, sum) {
+                (Operand::Quantized(q), sum) => ctx.tq_mul_mat_back(&layer.weight, q, sum.as_ref())?, // [n_in, n_tokens]
+                (Operand::Floats(dy), sum) => {
                     let product = ctx.out_prod(&layer.weight, &ctx.transpose(dy)?)?; // [n_in, n_tokens]
                     match sum {
                         Some(sum) => ctx.add(&sum, &product)?, // [n_in, n_tokens]
@@ -204,6 +215,12 @@ impl Net<'_> {
         }
         Ok(sum.expect("a group has a layer at least"))
     }
+}
+
+/// A gradient as `W^T dy` takes it.
+enum Operand {
+    Quantized(Tensor),
+    Floats(Tensor),
 }
 
 /// The place of a layer among a group's adapters, and its B.

@@ -15,6 +15,7 @@ mod low_rank;
 mod many_rows;
 mod out_prod;
 mod out_prod_f16;
+mod quantized_rows;
 mod ternary;
 mod ternary_reference;
 mod ternary_update;

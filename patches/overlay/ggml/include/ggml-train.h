@@ -76,6 +76,8 @@ GGML_API float              ggml_train_op_param(const struct ggml_tensor * tenso
 
 // Tokens as 8-bit integers with one scale each (contract T0; the formulas are in ternary.h of ggml-cpu/qvac).
 // A row of the result is `limbs` times n signed bytes, then a/127 as F32, then zeros up to GGML_TQ_TOKEN_TAIL.
+// Only src[0] is read. Further sources are what x was made of: they keep their memory, so that a backend may make x and the
+// result in one pass.
 //
 // x      [n, T], n a multiple of 256, rows contiguous in themselves
 // limbs  1 or 2

@@ -87,12 +87,52 @@ static bool is_same_or_null(const struct ggml_tensor * t, const struct ggml_tens
     return !t || (t->type == GGML_TYPE_F32 && ggml_are_same_shape(t, as) && ggml_is_contiguous(t));
 }
 
+// Adds a source that is not read, but may not be overwritten before `dst` is computed.
+static void keep(struct ggml_tensor * dst, struct ggml_tensor * t) {
+    for (int i = 0; t && i < GGML_MAX_SRC; ++i) {
+        if (dst->src[i] == t) {
+            return;
+        }
+        if (!dst->src[i]) {
+            dst->src[i] = t;
+            return;
+        }
+    }
+}
+
+// Keeps what the pass that makes x would read, were it to quantize x too.
+static void keep_operands(struct ggml_tensor * dst, const struct ggml_tensor * x) {
+    x = x->view_src ? x->view_src : x;
+    if (x->op == GGML_OP_MUL && x->src[0]->op == GGML_OP_RMS_NORM) {
+        x = x->src[0]->src[0];
+        if (x->op == GGML_OP_GLU) {
+            keep(dst, x->src[0]);
+            keep(dst, x->src[1]);
+        } else {
+            keep(dst, (struct ggml_tensor *) x);
+        }
+    } else if (x->op == GGML_OP_ROPE_BACK) {
+        keep(dst, x->src[0]);
+    } else if (ggml_get_train_op(x) == GGML_TRAIN_OP_RMS_NORM_MUL_BACK) {
+        keep(dst, x->src[0]);
+        keep(dst, x->src[1]);
+        keep(dst, x->src[3]);
+    } else if (ggml_get_train_op(x) == GGML_TRAIN_OP_SWIGLU_BACK) {
+        const bool normed = ggml_get_train_op(x->src[0]) == GGML_TRAIN_OP_RMS_NORM_MUL_BACK;
+        keep(dst, normed ? x->src[0]->src[0] : x->src[0]);
+        keep(dst, x->src[1]);
+        keep(dst, x->src[2]);
+    }
+}
+
 struct ggml_tensor * ggml_tq_quantize(struct ggml_context * ctx, struct ggml_tensor * x, int limbs) {
     GGML_ASSERT(limbs == 1 || limbs == 2);
     GGML_ASSERT(ggml_is_matrix(x) && is_rows(x, x->ne[0]) && x->ne[0] % 256 == 0);
 
     struct ggml_tensor * result = ggml_new_tensor_2d(ctx, GGML_TYPE_I8, limbs * x->ne[0] + GGML_TQ_TOKEN_TAIL, x->ne[1]);
-    return TRAIN_OP(result, GGML_TRAIN_OP_TQ_QUANTIZE, 0.0f, x);
+    TRAIN_OP(result, GGML_TRAIN_OP_TQ_QUANTIZE, 0.0f, x);
+    keep_operands(result, x);
+    return result;
 }
 
 static bool is_quantized_tokens(const struct ggml_tensor * q, int64_t n, int limbs) {

@@ -78,6 +78,12 @@ inline bool ggml_vk_qvac_is_plain(const ggml_tensor * t) {
     return t->type == GGML_TYPE_F32 && ggml_is_contiguous(t) && t->buffer;
 }
 
+// Rows of floats, with offsets and strides in floats.
+inline bool ggml_vk_qvac_is_float_rows(const ggml_tensor * t) {
+    return t->type == GGML_TYPE_F32 && t->nb[0] == sizeof(float) && t->nb[1] % sizeof(float) == 0 &&
+           t->nb[2] % sizeof(float) == 0 && t->nb[3] % sizeof(float) == 0;
+}
+
 // Where `t` begins behind its descriptor, in elements of its type (blocks where it is quantized).
 inline uint32_t ggml_vk_qvac_offset(const ggml_backend_vk_context * ctx, const ggml_tensor * t) {
     return get_misalign_bytes(ctx, t) / (uint32_t) ggml_type_size(t->type);

@@ -31,6 +31,10 @@ void ggml_vk_qvac_graph_begin(ggml_backend_vk_context * ctx, const ggml_cgraph *
 // `name` and the first `elementwise` are set as upstream's own fusions set them.
 bool ggml_vk_qvac_fuse(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph, int node_idx, const char ** name, bool * elementwise);
 
+// Whether we made sure that no result of these nodes overwrites what they still read. Upstream's own check takes all sources
+// of all nodes for read.
+bool ggml_vk_qvac_fusion_is_checked(const ggml_backend_vk_context * ctx);
+
 // Records the node (and those fused with it) and says true, or leaves it to upstream and says false.
 bool ggml_vk_qvac_dispatch(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_cgraph * cgraph, int node_idx);
 

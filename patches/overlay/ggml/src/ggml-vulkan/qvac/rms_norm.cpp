@@ -21,37 +21,6 @@ struct back_push_constants {
     float    eps;
 };
 
-constexpr uint32_t BLOCK_SIZE = 256;
-
-// The shaders' GRID_LINE.
-constexpr uint32_t GRID_LINE = 512;
-
-// How many invocations share a row, and how many values of four columns each keeps (the KEEP of the shader's variant).
-struct row_shape {
-    uint32_t lanes, keep;
-};
-
-constexpr row_shape ROW_SHAPES[VK_QVAC_ROW_SHAPE_COUNT] = { { 32, 2 }, { 256, 2 }, { 256, 6 }, { 256, 14 } };
-
-// The smallest shape that keeps rows of n values; the largest one reads what is longer again.
-uint32_t shape_of(int64_t n) {
-    uint32_t shape = 0;
-    while (shape + 1 < VK_QVAC_ROW_SHAPE_COUNT && n > 4 * (int64_t) ROW_SHAPES[shape].lanes * ROW_SHAPES[shape].keep) {
-        ++shape;
-    }
-    return shape;
-}
-
-std::array<uint32_t, 3> grid_of(int64_t n, int64_t n_rows) {
-    const uint32_t groups = (uint32_t) CEIL_DIV(n_rows, (int64_t) (BLOCK_SIZE / ROW_SHAPES[shape_of(n)].lanes));
-    return { std::min(groups, GRID_LINE), CEIL_DIV(groups, GRID_LINE), 1 };
-}
-
-bool fits_grid(const vk_device & device, const ggml_tensor * t) {
-    return (uint64_t) ggml_nelements(t) < UINT32_MAX &&
-           grid_of(t->ne[0], ggml_nrows(t))[1] <= device->properties.limits.maxComputeWorkGroupCount[1];
-}
-
 } // namespace
 
 void ggml_vk_qvac_load_rms_norm(vk_device & device, const vk_qvac_create_pipeline & create) {
@@ -66,23 +35,27 @@ void ggml_vk_qvac_load_rms_norm(vk_device & device, const vk_qvac_create_pipelin
     } variants[] = {
         { 2,  "qvac_rms_norm_2",  qvac_rms_norm_2_len,  qvac_rms_norm_2_data,
               "qvac_rms_norm_mul_back_2",  qvac_rms_norm_mul_back_2_len,  qvac_rms_norm_mul_back_2_data },
+        { 3,  "qvac_rms_norm_3",  qvac_rms_norm_3_len,  qvac_rms_norm_3_data,
+              "qvac_rms_norm_mul_back_3",  qvac_rms_norm_mul_back_3_len,  qvac_rms_norm_mul_back_3_data },
         { 6,  "qvac_rms_norm_6",  qvac_rms_norm_6_len,  qvac_rms_norm_6_data,
               "qvac_rms_norm_mul_back_6",  qvac_rms_norm_mul_back_6_len,  qvac_rms_norm_mul_back_6_data },
+        { 7,  "qvac_rms_norm_7",  qvac_rms_norm_7_len,  qvac_rms_norm_7_data,
+              "qvac_rms_norm_mul_back_7",  qvac_rms_norm_mul_back_7_len,  qvac_rms_norm_mul_back_7_data },
         { 14, "qvac_rms_norm_14", qvac_rms_norm_14_len, qvac_rms_norm_14_data,
               "qvac_rms_norm_mul_back_14", qvac_rms_norm_mul_back_14_len, qvac_rms_norm_mul_back_14_data },
     };
     for (uint32_t shape = 0; shape < VK_QVAC_ROW_SHAPE_COUNT; ++shape) {
         for (const auto & v : variants) {
-            if (v.keep != ROW_SHAPES[shape].keep) {
+            if (v.keep != VK_QVAC_ROW_SHAPES[shape].keep) {
                 continue;
             }
             for (const uint32_t aligned : { 0u, 1u }) {
                 for (const uint32_t multiply : { 0u, 1u }) {
                     create(device->qvac->rms_norm[shape][aligned][multiply], v.name, v.size, v.data, 3, sizeof(forward_push_constants),
-                           { 1, 1, 1 }, { ROW_SHAPES[shape].lanes, aligned, multiply }, 0);
+                           { 1, 1, 1 }, { VK_QVAC_ROW_SHAPES[shape].lanes, aligned, multiply }, 0);
                 }
                 create(device->qvac->rms_norm_mul_back[shape][aligned], v.name_back, v.size_back, v.data_back, 5, sizeof(back_push_constants),
-                       { 1, 1, 1 }, { ROW_SHAPES[shape].lanes, aligned }, 0);
+                       { 1, 1, 1 }, { VK_QVAC_ROW_SHAPES[shape].lanes, aligned }, 0);
             }
         }
     }
@@ -90,7 +63,7 @@ void ggml_vk_qvac_load_rms_norm(vk_device & device, const vk_qvac_create_pipelin
 
 bool ggml_vk_qvac_takes_rms_norm(const ggml_backend_vk_context * ctx, const ggml_tensor * op) {
     return ggml_vk_qvac_is_plain(op) && ggml_vk_qvac_is_plain(op->src[0]) && ggml_nrows(op) > VK_QVAC_FEW_ROWS &&
-           fits_grid(ctx->device, op);
+           ggml_vk_qvac_rows_fit(ctx->device, op);
 }
 
 bool ggml_vk_qvac_fuses_rms_norm(const ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph, int node_idx) {
@@ -123,7 +96,7 @@ void ggml_vk_qvac_rms_norm(ggml_backend_vk_context * ctx, vk_context & subctx, g
     const bool aligned = x->ne[0] % 4 == 0 && ggml_vk_qvac_is_aligned(ctx, x, x_buf) && ggml_vk_qvac_is_aligned(ctx, dst, d_buf) &&
                          (!w || ggml_vk_qvac_is_aligned(ctx, w, w_buf));
 
-    vk_pipeline pipeline = ctx->device->qvac->rms_norm[shape_of(x->ne[0])][aligned][mul != nullptr];
+    vk_pipeline pipeline = ctx->device->qvac->rms_norm[ggml_vk_qvac_row_shape_of(ctx->device, x->ne[0])][aligned][mul != nullptr];
     ggml_pipeline_request_descriptor_sets(ctx, pipeline, 1);
 
     const forward_push_constants pc = {
@@ -131,11 +104,11 @@ void ggml_vk_qvac_rms_norm(ggml_backend_vk_context * ctx, vk_context & subctx, g
         ggml_vk_qvac_offset(ctx, x), w ? ggml_vk_qvac_offset(ctx, w) : 0, ggml_vk_qvac_offset(ctx, dst),
         ggml_get_op_params_f32(norm, 0),
     };
-    ggml_vk_dispatch_pipeline(ctx, subctx, pipeline, { x_buf, w_buf, d_buf }, pc, grid_of(pc.N, pc.T));
+    ggml_vk_dispatch_pipeline(ctx, subctx, pipeline, { x_buf, w_buf, d_buf }, pc, ggml_vk_qvac_grid_of_rows(ctx->device, pc.N, pc.T));
 }
 
 bool ggml_vk_qvac_rms_norm_mul_back_supported(const vk_device & device, const ggml_tensor * op) {
-    return fits_grid(device, op);
+    return ggml_vk_qvac_rows_fit(device, op);
 }
 
 void ggml_vk_qvac_rms_norm_mul_back(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst) {
@@ -154,7 +127,7 @@ void ggml_vk_qvac_rms_norm_mul_back(ggml_backend_vk_context * ctx, vk_context & 
                          ggml_vk_qvac_is_aligned(ctx, w, w_buf) && (!add || ggml_vk_qvac_is_aligned(ctx, add, add_buf)) &&
                          ggml_vk_qvac_is_aligned(ctx, dst, dx_buf);
 
-    vk_pipeline pipeline = ctx->device->qvac->rms_norm_mul_back[shape_of(dy->ne[0])][aligned];
+    vk_pipeline pipeline = ctx->device->qvac->rms_norm_mul_back[ggml_vk_qvac_row_shape_of(ctx->device, dy->ne[0])][aligned];
     ggml_pipeline_request_descriptor_sets(ctx, pipeline, 1);
 
     const back_push_constants pc = {
@@ -164,5 +137,5 @@ void ggml_vk_qvac_rms_norm_mul_back(ggml_backend_vk_context * ctx, vk_context & 
         add ? 1u : 0u,
         ggml_train_op_param(dst),
     };
-    ggml_vk_dispatch_pipeline(ctx, subctx, pipeline, { dy_buf, x_buf, w_buf, add_buf, dx_buf }, pc, grid_of(pc.N, pc.T));
+    ggml_vk_dispatch_pipeline(ctx, subctx, pipeline, { dy_buf, x_buf, w_buf, add_buf, dx_buf }, pc, ggml_vk_qvac_grid_of_rows(ctx->device, pc.N, pc.T));
 }

@@ -4,6 +4,8 @@
 // change here compiles no file of upstream's again.
 
 #include "../ggml-vulkan-common.h"
+#include "fusion_quantize.h"
+#include "rows.h"
 #include "ternary.h"
 #include "ternary_vec.h"
 
@@ -37,9 +39,6 @@ enum vk_qvac_attention_kernel {
 
 constexpr uint32_t VK_QVAC_ATTENTION_WIDTHS = 16;
 
-// Rows of up to 256, 2048 and 6144 values, and longer ones (rms_norm.cpp).
-constexpr uint32_t VK_QVAC_ROW_SHAPE_COUNT = 4;
-
 // Where compiled pipelines are kept (pipeline_cache.cpp).
 struct vk_qvac_pipeline_cache {
     std::once_flag    once;
@@ -69,6 +68,7 @@ struct vk_qvac_device {
     vk_pipeline low_rank_grad_sum;
     vk_pipeline rms_norm[VK_QVAC_ROW_SHAPE_COUNT][2][2];       // unaligned and aligned; without and with a product behind it
     vk_pipeline rms_norm_mul_back[VK_QVAC_ROW_SHAPE_COUNT][2]; // unaligned and aligned
+    vk_qvac_row_pipelines rows;
     vk_pipeline rope[2];              // pairs of neighbours, NEOX
     vk_pipeline binary[2];            // ADD, SWIGLU
     vk_pipeline swiglu_back[2];       // one value at a time, and four
@@ -82,4 +82,5 @@ struct vk_qvac_context {
     vk_qvac_ternary_state ternary;
     vk_qvac_vec_wish vec_wish;
     vk_qvac_fusion fusion;
+    vk_qvac_quantize_fusion quantize_fusion;
 };

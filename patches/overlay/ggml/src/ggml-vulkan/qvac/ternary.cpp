@@ -7,9 +7,6 @@
 
 namespace {
 
-// Tokens a line of the quantizer's grid.
-constexpr uint32_t TOKENS_PER_GRID_LINE = 32768;
-
 // What quantized tokens are read by.
 constexpr size_t Q_ALIGN = 16;
 
@@ -23,19 +20,6 @@ const ggml_tensor * root_of(const ggml_tensor * t) {
 
 bool is_weight(const ggml_tensor * w) {
     return qvac::is_ternary(w->type) && ggml_is_matrix(w) && ggml_is_contiguous(w) && root_of(w)->op == GGML_OP_NONE;
-}
-
-// Offsets and strides of x in floats.
-bool is_float_rows(const ggml_tensor * x) {
-    if (x->type != GGML_TYPE_F32 || x->nb[0] != sizeof(float)) {
-        return false;
-    }
-    for (int dim = 1; dim < GGML_MAX_DIMS; ++dim) {
-        if (x->nb[dim] % sizeof(float) != 0) {
-            return false;
-        }
-    }
-    return true;
 }
 
 // A product of w with `tokens` columns of `limbs` limbs.
@@ -60,20 +44,6 @@ product product_of(const ggml_tensor * op) {
     return p;
 }
 
-struct quantization {
-    const ggml_tensor * x;
-    int64_t             limbs;
-
-    int64_t tokens() const { return ggml_nrows(x); }
-    size_t  size() const { return tokens() * q_row_size(x->ne[0], limbs); }
-};
-
-bool quantization_supported(const vk_device & device, const quantization & z) {
-    const auto & limits = device->properties.limits;
-    return is_float_rows(z.x) && ggml_nbytes(z.x) <= limits.maxStorageBufferRange && z.size() <= limits.maxStorageBufferRange &&
-           CEIL_DIV(z.tokens(), (int64_t) TOKENS_PER_GRID_LINE) <= limits.maxComputeWorkGroupCount[1];
-}
-
 bool product_supported(const vk_device & device, const ggml_tensor * op) {
     const product p      = product_of(op);
     const auto &  limits = device->properties.limits;
@@ -83,21 +53,6 @@ bool product_supported(const vk_device & device, const ggml_tensor * op) {
            p.tokens * q_row_size(p.k, p.limbs) <= limits.maxStorageBufferRange &&
            CEIL_DIV(p.m, 64) <= limits.maxComputeWorkGroupCount[0] && CEIL_DIV(p.tokens, 16) <= limits.maxComputeWorkGroupCount[1] &&
            ggml_vk_qvac_ternary_choose(device, { p.m, p.k, p.tokens, p.limbs, false }).has_value();
-}
-
-void quantize(ggml_backend_vk_context * ctx, vk_context & subctx, const quantization & z, const vk_subbuffer & out, size_t out_offset) {
-    const ggml_tensor * x        = z.x;
-    vk_pipeline         pipeline = ctx->device->qvac->ternary.quantize;
-    ggml_pipeline_request_descriptor_sets(ctx, pipeline, 1);
-
-    const vk_qvac_tq_quantize_push_constants pc = {
-        (uint32_t) x->ne[0], (uint32_t) z.tokens(), (uint32_t) z.limbs,
-        (uint32_t) x->ne[1], (uint32_t) x->ne[2],
-        ggml_vk_qvac_stride(x, 1), ggml_vk_qvac_stride(x, 2), ggml_vk_qvac_stride(x, 3),
-        ggml_vk_qvac_offset(ctx, x), (uint32_t) (out_offset / sizeof(uint32_t)),
-    };
-    ggml_vk_dispatch_pipeline(ctx, subctx, pipeline, { ggml_vk_tensor_subbuffer(ctx, x, true), out }, pc,
-        { std::min(pc.n_tokens, TOKENS_PER_GRID_LINE), CEIL_DIV(pc.n_tokens, TOKENS_PER_GRID_LINE), 1 });
 }
 
 // Whether float rows of `t` can be read or written four values at a time.
@@ -191,7 +146,7 @@ size_t q_offset_of(const ggml_backend_vk_context * ctx, const ggml_tensor * q) {
 } // namespace
 
 bool ggml_vk_qvac_ternary_is_mul_mat(const ggml_tensor * op) {
-    return op->op == GGML_OP_MUL_MAT && is_weight(op->src[0]) && is_float_rows(op->src[1]) && op->type == GGML_TYPE_F32 &&
+    return op->op == GGML_OP_MUL_MAT && is_weight(op->src[0]) && ggml_vk_qvac_is_float_rows(op->src[1]) && op->type == GGML_TYPE_F32 &&
            ggml_is_contiguous(op);
 }
 
@@ -202,13 +157,12 @@ bool ggml_vk_qvac_ternary_uses_scales(const ggml_tensor * node) {
 
 bool ggml_vk_qvac_ternary_supported(const vk_device & device, const ggml_tensor * op) {
     if (ggml_get_train_op(op) == GGML_TRAIN_OP_TQ_QUANTIZE) {
-        return quantization_supported(device, { op->src[0], (op->ne[0] - GGML_TQ_TOKEN_TAIL) / op->src[0]->ne[0] }) &&
-               op->view_offs % sizeof(uint32_t) == 0;
+        return ggml_vk_qvac_quantize_supported(device, op->src[0], ggml_vk_qvac_limbs_of(op)) && op->view_offs % sizeof(uint32_t) == 0;
     }
     if (!product_supported(device, op)) {
         return false;
     }
-    return op->op == GGML_OP_MUL_MAT ? quantization_supported(device, { op->src[1], 1 }) : op->src[1]->view_offs % Q_ALIGN == 0;
+    return op->op == GGML_OP_MUL_MAT ? ggml_vk_qvac_quantize_supported(device, op->src[1], 1) : op->src[1]->view_offs % Q_ALIGN == 0;
 }
 
 void ggml_vk_qvac_ternary_graph_begin(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph) {
@@ -227,7 +181,7 @@ void ggml_vk_qvac_ternary_graph_begin(ggml_backend_vk_context * ctx, const ggml_
             }
         }
         if (ggml_vk_qvac_ternary_is_mul_mat(node)) {
-            needed = std::max(needed, quantization{ node->src[1], 1 }.size());
+            needed = std::max(needed, ggml_nrows(node->src[1]) * q_row_size(node->src[1]->ne[0], 1));
         }
     }
     ggml_vk_qvac_unpack_graph_begin(ctx, std::move(unpackings));
@@ -242,14 +196,14 @@ void ggml_vk_qvac_ternary_graph_begin(ggml_backend_vk_context * ctx, const ggml_
 
 vk_subbuffer ggml_vk_qvac_ternary_tokens(ggml_backend_vk_context * ctx, vk_context & subctx, const ggml_tensor * x) {
     vk_qvac_ternary_state & state = ctx->qvac->ternary;
-    const quantization      z     = { x, 1 };
+    const size_t            size  = ggml_nrows(x) * q_row_size(x->ne[0], 1);
     if (state.quantized != x) {
         state.slot      = 1 - state.slot;
         state.quantized = x;
-        quantize(ctx, subctx, z, { state.slots, state.slot * state.slot_size, z.size() }, 0);
+        ggml_vk_qvac_quantize(ctx, subctx, x, 1, { state.slots, state.slot * state.slot_size, size }, 0);
         ggml_vk_sync_buffers(ctx, subctx);
     }
-    return { state.slots, state.slot * state.slot_size, z.size() };
+    return { state.slots, state.slot * state.slot_size, size };
 }
 
 bool ggml_vk_qvac_ternary_can_update(const ggml_tensor * product_op, const ggml_tensor * update) {
@@ -264,9 +218,8 @@ bool ggml_vk_qvac_ternary_can_update(const ggml_tensor * product_op, const ggml_
 
 void ggml_vk_qvac_ternary(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst, const ggml_tensor * update) {
     if (ggml_get_train_op(dst) == GGML_TRAIN_OP_TQ_QUANTIZE) {
-        const ggml_tensor * x = dst->src[0];
-        quantize(ctx, subctx, { x, (dst->ne[0] - GGML_TQ_TOKEN_TAIL) / x->ne[0] }, ggml_vk_tensor_subbuffer(ctx, dst, true),
-                 get_misalign_bytes(ctx, dst));
+        ggml_vk_qvac_quantize(ctx, subctx, dst->src[0], ggml_vk_qvac_limbs_of(dst), ggml_vk_tensor_subbuffer(ctx, dst, true),
+                              get_misalign_bytes(ctx, dst));
         return;
     }
     const product p = product_of(dst);

@@ -24,7 +24,6 @@ constexpr int VK_QVAC_TERNARY_FIRST_UNPACKED = 3;
 
 // With a device.
 struct vk_qvac_ternary_pipelines {
-    vk_pipeline quantize;
     // [TQ2_0][backward][kernel][tile][two limbs][mixed scales][with a LOW_RANK_ADD behind]
     vk_pipeline mul_mat[2][2][VK_QVAC_TERNARY_KERNEL_COUNT][VK_QVAC_TERNARY_FIRST_UNPACKED][2][2][2];
     // [TQ2_0][backward]
@@ -67,13 +66,6 @@ struct vk_qvac_ternary_state {
     const ggml_tensor * quantized = nullptr; // of this graph, what the slot holds
 
     vk_qvac_unpack_state unpack;
-};
-
-struct vk_qvac_tq_quantize_push_constants {
-    uint32_t n, n_tokens, limbs;
-    uint32_t ne1, ne2;
-    uint32_t nb1, nb2, nb3;
-    uint32_t x_offset, q_offset;
 };
 
 struct vk_qvac_tq_mul_mat_push_constants {

@@ -161,9 +161,6 @@ bool serves(const vk_device & device, int tile, const vk_qvac_ternary_problem & 
 
 void ggml_vk_qvac_load_ternary(vk_device & device, const vk_qvac_create_pipeline & create) {
     vk_qvac_ternary_pipelines & pipelines = device->qvac->ternary;
-    create(pipelines.quantize, "qvac_tq_quantize", qvac_tq_quantize_len, qvac_tq_quantize_data, 2,
-           sizeof(vk_qvac_tq_quantize_push_constants), { 1, 1, 1 }, { 256 }, 0);
-
     for (int k = 0; k < VK_QVAC_TERNARY_KERNEL_COUNT; ++k) {
         const vk_qvac_ternary_kernel kernel = (vk_qvac_ternary_kernel) k;
         if (!available(device, kernel)) {

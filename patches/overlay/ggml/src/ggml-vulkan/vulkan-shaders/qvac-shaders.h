@@ -20,7 +20,6 @@ static void qvac_shaders() {
     string_to_spv("qvac_out_prod_sum",       "qvac_out_prod_sum.comp",       {});
     string_to_spv("qvac_cross_entropy",      "qvac_cross_entropy.comp",      {});
     string_to_spv("qvac_cross_entropy_back", "qvac_cross_entropy_back.comp", {});
-    string_to_spv("qvac_tq_quantize", "qvac_tq_quantize.comp", {});
     const std::map<std::string, std::string> unpacked = {{"TQ_UNPACKED", "1"}};
     string_to_spv("qvac_tq_mul_mat_unpacked_plain", "qvac_tq_mul_mat.comp", unpacked);
     string_to_spv("qvac_tq_mul_mat_unpacked_dot", "qvac_tq_mul_mat.comp", merge_maps(unpacked, {{"TQ_DOT", "1"}}));
@@ -45,9 +44,14 @@ static void qvac_shaders() {
     string_to_spv("qvac_low_rank_project_along_k", "qvac_low_rank_project_along_k.comp", {});
     string_to_spv("qvac_low_rank_add",       "qvac_low_rank_add.comp",       {});
     string_to_spv("qvac_low_rank_grad",      "qvac_low_rank_grad.comp",      {});
-    for (const std::string keep : { "2", "6", "14" }) {
-        string_to_spv("qvac_rms_norm_" + keep,          "qvac_rms_norm.comp",          {{"KEEP", keep}});
-        string_to_spv("qvac_rms_norm_mul_back_" + keep, "qvac_rms_norm_mul_back.comp", {{"KEEP", keep}});
+    for (const std::string keep : { "2", "3", "6", "7", "14" }) {
+        for (const std::string name : { "qvac_rms_norm", "qvac_rms_norm_mul_back", "qvac_tq_quantize", "qvac_tq_rms_norm",
+                                        "qvac_tq_rms_norm_mul_back", "qvac_tq_swiglu_back" }) {
+            string_to_spv(name + "_" + keep, name + ".comp", {{"KEEP", keep}, {"BLOCK", keep == "3" || keep == "7" ? "512" : "256"}});
+        }
+    }
+    for (const std::string keep : { "1", "3" }) {
+        string_to_spv("qvac_tq_rope_back_" + keep, "qvac_tq_rope_back.comp", {{"KEEP", keep}});
     }
     string_to_spv("qvac_rope",               "qvac_rope.comp",               {});
     string_to_spv("qvac_binary",             "qvac_binary.comp",             {});

@@ -6,8 +6,6 @@
 // A workgroup has whole tokens. It makes their sines and cosines once, for all heads, while its first values of x are on
 // their way; then each invocation turns four pairs at a time.
 
-layout(constant_id = 0) const bool NEOX = true; // pairs are (i, i + D/2), else neighbours
-
 const uint BLOCK_SIZE = 256;
 layout(local_size_x = 256, local_size_y = 1, local_size_z = 1) in;
 
@@ -26,34 +24,14 @@ layout(binding = 1) readonly buffer Pos { int data_pos[]; };
 layout(binding = 2) readonly buffer Ff { float data_ff[]; }; // x again where there are none
 layout(binding = 3) writeonly buffer Y { vec4 data_y[]; };
 
+#include "qvac_rope.glsl"
+
 // Workgroups are spread over two grid dimensions: one alone may hold 65535 of them at most.
 const uint GRID_LINE = 512;
 
 const uint TABLE = 1024;
 shared float cosines[TABLE];
 shared float sines[TABLE];
-
-float angle(const uint t, const uint pair) {
-    const float ff    = p.has_ff != 0 ? data_ff[p.ff_offset + pair] : 1.0;
-    const float exact = float(data_pos[p.pos_offset + t]) * pow(p.theta_scale, float(pair)) / ff;
-    const float scaled = p.freq_scale * exact;
-    if (p.ext_factor == 0.0) {
-        return scaled;
-    }
-    const float ramp = clamp((float(pair) - p.corr_low) / max(0.001, p.corr_high - p.corr_low), 0.0, 1.0);
-    return mix(scaled, exact, (1.0 - ramp) * p.ext_factor);
-}
-
-// Where the fours of item `i` of the workgroup lie, in fours from its first token on.
-uvec2 places(const uint i) {
-    const uint quads = p.D / 8;
-    if (NEOX) {
-        const uint row = i / quads;
-        const uint at  = row * 2 * quads + i % quads;
-        return uvec2(at, at + quads);
-    }
-    return uvec2(2 * i, 2 * i + 1);
-}
 
 void main() {
     const uint tid = gl_LocalInvocationID.x;
@@ -83,13 +61,9 @@ void main() {
         const uint e = i / a_token * half_d + i % (p.D / 8) * 4;
         const vec4 c = vec4(cosines[e], cosines[e + 1], cosines[e + 2], cosines[e + 3]);
         const vec4 s = vec4(sines[e], sines[e + 1], sines[e + 2], sines[e + 3]);
-        const vec4 a = NEOX ? v0 : vec4(v0.xz, v1.xz);
-        const vec4 b = NEOX ? v1 : vec4(v0.yw, v1.yw);
-
-        const vec4 ra = a * c - b * s;
-        const vec4 rb = a * s + b * c;
-        data_y[y + at.x] = NEOX ? ra : vec4(ra.x, rb.x, ra.y, rb.y);
-        data_y[y + at.y] = NEOX ? rb : vec4(ra.z, rb.z, ra.w, rb.w);
+        turn(v0, v1, c, s);
+        data_y[y + at.x] = v0;
+        data_y[y + at.y] = v1;
 
         i += BLOCK_SIZE;
         if (i < items) {

@@ -1,4 +1,4 @@
-// What the kernels of RMS norm share: how a row is dealt out to the invocations that keep it, and its sums.
+// What kernels of whole rows share: how a row is dealt out to the invocations that keep it, and its sums.
 //
 // A row belongs to LANES invocations, each with KEEP values of four columns; what a longer row has beyond that is read
 // again when it is needed. KEEP is a macro and no specialization constant: an array stays in registers only if it is
@@ -7,11 +7,14 @@
 
 #extension GL_EXT_control_flow_attributes : enable
 
-layout(constant_id = 0) const uint LANES   = 256;  // of a row: 32 or 256
+layout(constant_id = 0) const uint LANES   = 256;  // of a row: 32 or all of the workgroup
 layout(constant_id = 1) const bool ALIGNED = true; // N is a multiple of 4, and each tensor begins at 16 bytes
 
-const uint BLOCK_SIZE = 256;
-layout(local_size_x = 256, local_size_y = 1, local_size_z = 1) in;
+#ifndef BLOCK
+#define BLOCK 256
+#endif
+const uint BLOCK_SIZE = BLOCK;
+layout(local_size_x = BLOCK, local_size_y = 1, local_size_z = 1) in;
 
 // Workgroups are spread over two grid dimensions: one alone may hold 65535 of them at most.
 const uint GRID_LINE = 512;
@@ -44,6 +47,8 @@ vec4 within_row(const uint j, const vec4 v) {
 
 const uint PARTS     = 16;
 const uint MAX_STEPS = BLOCK_SIZE / PARTS;
+
+#ifdef ROW_SUM
 shared ROW_SUM part[BLOCK_SIZE];
 shared ROW_SUM part2[BLOCK_SIZE / 32 * PARTS];
 
@@ -70,3 +75,4 @@ ROW_SUM sum_of_row(const ROW_SUM mine) {
     }
     return sum;
 }
+#endif

@@ -1,5 +1,4 @@
-// How a token becomes 8-bit integers, for shaders that quantize what they multiply (the formulas are in ternary.h of
-// ggml-cpu, and qvac_tq_quantize.comp has the same ones for whole tensors):
+// How a token becomes 8-bit integers (the formulas are in ternary.h of ggml-cpu; qvac_tq_row.glsl has the second limb):
 //
 //     a = max|x|, s = 127/a, q = round_half_even(x*s) clamped to +-127
 //
