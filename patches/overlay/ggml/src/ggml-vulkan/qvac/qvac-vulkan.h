@@ -24,8 +24,11 @@ enum class vk_qvac_answer {
 
 vk_qvac_answer ggml_vk_qvac_supports_op(const vk_device & device, const ggml_tensor * op);
 
-// A graph begins: nothing of an earlier one holds any more.
-void ggml_vk_qvac_graph_begin(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph);
+// A graph begins: nothing of an earlier one holds any more. Says false where that one failed.
+bool ggml_vk_qvac_graph_begin(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph);
+
+// The last node of a run that we record as one when its turn comes, if one begins with `node_idx`; else `node_idx`.
+int ggml_vk_qvac_last_of_run(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph, int node_idx);
 
 // Whether we decide how many nodes from `node_idx` on are recorded as one; then ctx->num_additional_fused_ops,
 // `name` and the first `elementwise` are set as upstream's own fusions set them.

@@ -6,6 +6,7 @@
 #include "../ggml-vulkan-common.h"
 #include "ternary.h"
 #include "ternary_vec.h"
+#include "program.h"
 
 // Tile shapes of the OUT_PROD shader: square or larger for the gradient of activations, and one narrow along each side for the
 // gradients of LoRA's A and B, whose small side is the rank.
@@ -57,6 +58,7 @@ struct vk_qvac_device {
     vk_pipeline out_prod_sum;
     vk_qvac_ternary_pipelines ternary;
     vk_qvac_vec_pipelines ternary_vec;
+    vk_qvac_program_pipelines program;
     vk_pipeline low_rank_project[VK_QVAC_LOW_RANK_VARIANT_COUNT];
     vk_pipeline low_rank_add[VK_QVAC_LOW_RANK_VARIANT_COUNT];
     vk_pipeline low_rank_grad;
@@ -78,4 +80,5 @@ struct vk_qvac_context {
     vk_qvac_ternary_state ternary;
     vk_qvac_vec_wish vec_wish;
     vk_qvac_fusion fusion;
+    vk_qvac_program program;
 };
