@@ -9,10 +9,10 @@ mod common;
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 
 use common::device;
-use qvac_ft::ggml::Dtype;
+use qvac_ft::ggml::{DeviceKind, Dtype};
 use qvac_ft::llama::{Context, ContextParams, Model, ModelParams, Sampler, SamplerParams};
 use qvac_ft::synth::{self, Family};
 
@@ -67,13 +67,14 @@ enum Recorded {
     ProgramAlone,
     /// What the device has by default.
     Default,
+    /// By more workgroups than are at work at the same time.
+    ProgramBeyondTheDevice,
 }
 
-fn run(model: &Path, recorded: Recorded, long: bool) -> Run {
-    let result = model.with_extension("logits");
+fn start(model: &Path, recorded: Recorded, long: bool) -> Output {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "child", "--ignored", "--nocapture", "--test-threads", "1"]);
-    command.env(MODEL, model).env(RESULT, &result).env("GGML_VK_PERF_LOGGER", "1");
+    command.env(MODEL, model).env(RESULT, result(model)).env("GGML_VK_PERF_LOGGER", "1");
     // Upstream's attention of one token has sums of f16 otherwise.
     command.env("GGML_VK_DISABLE_F16", "1");
     match recorded {
@@ -81,14 +82,26 @@ fn run(model: &Path, recorded: Recorded, long: bool) -> Run {
         Recorded::Products => command.env("QVAC_VK_VEC", "program=0"),
         Recorded::ProgramAlone => command.env("QVAC_VK_VEC", "program=1"),
         Recorded::Default => &mut command,
+        Recorded::ProgramBeyondTheDevice => {
+            let software = device::vulkan().is_some_and(|d| d.kind() == DeviceKind::Software);
+            command.env("QVAC_VK_VEC", if software { "program=32" } else { "program=4096" })
+        }
     };
     if long {
         command.env(LONG, "1");
     }
-    let output = command.output().unwrap();
+    command.output().unwrap()
+}
+
+fn result(model: &Path) -> PathBuf {
+    model.with_extension("logits")
+}
+
+fn run(model: &Path, recorded: Recorded, long: bool) -> Run {
+    let output = start(model, recorded, long);
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{text}");
-    let bytes = std::fs::read(result).unwrap();
+    let bytes = std::fs::read(result(model)).unwrap();
     let logits = bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
     Run { logits, dispatches: dispatches(&text) }
 }
@@ -173,8 +186,22 @@ fn fused_graphs_give_the_same_logits() {
                     assert_eq!(of("TQ_PROGRAM"), 1, "{what}");
                     assert_eq!(run.dispatches.values().sum::<usize>(), 3, "{what}");
                 }
-                Recorded::Nodes | Recorded::Default => {}
+                _ => {}
             }
         }
     }
+}
+
+#[test]
+fn workgroups_that_wait_in_vain_are_an_error() {
+    if device::vulkan().is_none() {
+        return; // said aloud
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let case =
+        Case { family: Family::Bitnet, dtype: Dtype::TQ2_0, scales: false, n_head_kv: None, long: false };
+    let output = start(&model(dir.path(), &case), Recorded::ProgramBeyondTheDevice, false);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success(), "{text}");
+    assert!(text.contains("waited for each other in vain"), "{text}");
 }

@@ -131,7 +131,14 @@ bool ggml_vk_qvac_graph_begin(ggml_backend_vk_context * ctx, const ggml_cgraph *
     }
     ggml_vk_qvac_ternary_graph_begin(ctx, cgraph);
     ggml_vk_qvac_vec_graph_begin(ctx);
-    return ggml_vk_qvac_program_graph_begin(ctx);
+    ctx->qvac->program.cgraph = nullptr;
+    return !ctx->qvac->program.failed;
+}
+
+void ggml_vk_qvac_synchronized(ggml_backend_vk_context * ctx) {
+    if (ctx->qvac) {
+        ggml_vk_qvac_program_synchronized(ctx);
+    }
 }
 
 int ggml_vk_qvac_last_of_run(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph, int node_idx) {

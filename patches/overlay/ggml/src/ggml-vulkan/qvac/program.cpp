@@ -67,9 +67,10 @@ void ggml_vk_qvac_load_program(vk_device & device, const vk_qvac_create_pipeline
     if (!can_run(device)) {
         return;
     }
+    const uint32_t is_alone = workgroups(device) == 1;
     const auto make = [&](vk_pipeline & pipeline, const char * name, uint64_t size, const void * data) {
         create(pipeline, name, size, data, 3, sizeof(push_constants), { 1, 1, 1 },
-               { BLOCK_SIZE, device->subgroup_size, ROWS, UNROLL }, device->subgroup_size);
+               { BLOCK_SIZE, device->subgroup_size, ROWS, is_alone ? 2u : UNROLL, is_alone }, device->subgroup_size);
     };
     vk_qvac_program_pipelines & pipelines = device->qvac->program;
     make(pipelines.by_type[0], "qvac_tq_program_tq1_0", qvac_tq_program_tq1_0_len, qvac_tq_program_tq1_0_data);
@@ -77,7 +78,8 @@ void ggml_vk_qvac_load_program(vk_device & device, const vk_qvac_create_pipeline
 }
 
 bool ggml_vk_qvac_program_wanted(const ggml_backend_vk_context * ctx) {
-    return can_run(ctx->device) && workgroups(ctx->device) > 0;
+    const vk_qvac_vec_wish & wish = ctx->qvac->vec_wish;
+    return can_run(ctx->device) && workgroups(ctx->device) > 0 && !wish.plain && !wish.dot && !wish.tile;
 }
 
 uint64_t ggml_vk_qvac_program_scratch(ggml_backend_vk_context * ctx, size_t bytes) {
@@ -86,15 +88,13 @@ uint64_t ggml_vk_qvac_program_scratch(ggml_backend_vk_context * ctx, size_t byte
     return scratch->bda_addr;
 }
 
-bool ggml_vk_qvac_program_graph_begin(ggml_backend_vk_context * ctx) {
+void ggml_vk_qvac_program_synchronized(ggml_backend_vk_context * ctx) {
     vk_qvac_program & program = ctx->qvac->program;
-    program.cgraph = nullptr;
-    if (program.failure && *(const volatile uint32_t *) program.failure->ptr != 0) {
-        GGML_LOG_ERROR("ggml_vulkan: workgroups of %s waited for each other in vain; QVAC_VK_VEC=program=0 does without\n",
+    if (!program.failed && program.failure && *(const volatile uint32_t *) program.failure->ptr != 0) {
+        program.failed = true;
+        GGML_LOG_ERROR("ggml_vulkan: workgroups on %s waited for each other in vain; QVAC_VK_VEC=program=0 does without\n",
                        ctx->device->name.c_str());
-        return false;
     }
-    return true;
 }
 
 bool ggml_vk_qvac_record_program(ggml_backend_vk_context * ctx, vk_context & subctx, const ggml_cgraph * cgraph, int node_idx) {

@@ -72,9 +72,16 @@ struct vk_qvac_program {
     int                 type     = 0;
     std::vector<vk_qvac_program_instruction> code;
 
+    // The graph that `code` is of, for when it comes again as it was.
+    uint64_t uid     = 0;
+    uint64_t weights = 0; // how often some had been written
+    int      begin   = 0;
+    int      count   = 0;
+
     std::vector<vk_qvac_program_instruction> uploaded; // what code_buffer has
     vk_buffer code_buffer, control, scratch;
     vk_buffer failure; // of the host's: the shader's cry for help
+    bool      failed = false;
     std::vector<vk_buffer> outgrown; // which a device may still be working with
 };
 
@@ -85,8 +92,8 @@ bool ggml_vk_qvac_program_wanted(const ggml_backend_vk_context * ctx);
 // The address of at least so much scratch memory.
 uint64_t ggml_vk_qvac_program_scratch(ggml_backend_vk_context * ctx, size_t bytes);
 void ggml_vk_qvac_load_program(vk_device & device, const vk_qvac_create_pipeline & create);
-// A graph begins. Says false where a program of an earlier graph did not come to its end.
-bool ggml_vk_qvac_program_graph_begin(ggml_backend_vk_context * ctx);
+// The device is done: looks whether programs came to their end, and says so if one did not.
+void ggml_vk_qvac_program_synchronized(ggml_backend_vk_context * ctx);
 // Records the run, if one ends with this node.
 bool ggml_vk_qvac_record_program(ggml_backend_vk_context * ctx, vk_context & subctx, const ggml_cgraph * cgraph, int node_idx);
 

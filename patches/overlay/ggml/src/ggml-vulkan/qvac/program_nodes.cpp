@@ -19,18 +19,20 @@ uint64_t address(const ggml_backend_vk_context * ctx, const ggml_tensor * t) {
 class builder {
 public:
     builder(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph, int begin) :
-        ctx(ctx), cgraph(cgraph), begin(begin), program(ctx->qvac->program) {}
+        ctx(ctx), cgraph(cgraph), begin(begin) {}
+
+    std::vector<vk_qvac_program_instruction> code;
+    int                                      type = 0; // TQ2_0
 
     // The number of nodes; 0 where there is no run. `end` is where it ended in any case.
     int build(int & end) {
-        program.code.clear();
         end = begin;
         for (int k = ggml_vk_qvac_skip_views(cgraph, begin);; k = ggml_vk_qvac_skip_views(cgraph, k)) {
             const ggml_tensor * node = ggml_vk_qvac_computed_node(cgraph, k);
             if (!node) {
                 break;
             }
-            if (ggml_vk_qvac_is_the_row(node) && !program.code.empty()) {
+            if (ggml_vk_qvac_is_the_row(node) && !code.empty()) {
                 rows.push_back({ node, k, 0 });
                 ++k;
                 continue;
@@ -44,7 +46,7 @@ public:
             end = k;
             free_what_is_read();
         }
-        return program.code.size() > 1 && place(end) ? end - begin : 0;
+        return code.size() > 1 && place(end) ? end - begin : 0;
     }
 
 private:
@@ -85,7 +87,6 @@ private:
     ggml_backend_vk_context * ctx;
     const ggml_cgraph *       cgraph;
     int                       begin;
-    vk_qvac_program &         program;
     std::vector<value>        values;
     std::vector<slot>         slots;
     std::vector<row>          rows;
@@ -93,10 +94,10 @@ private:
     std::vector<input>        inputs;
     size_t                    scratch = 0;
 
-    size_t current() const { return program.code.size() - 1; }
+    size_t current() const { return code.size() - 1; }
 
     void put(size_t at, uint64_t address) {
-        memcpy((char *) &program.code.back() + at, &address, sizeof(address));
+        memcpy((char *) &code.back() + at, &address, sizeof(address));
     }
 
     // Memory of the graph's, such as a weight.
@@ -171,8 +172,8 @@ private:
         }
         const vk_qvac_vec_job & job  = nodes.job;
         const ggml_tensor *     w    = job.matrices[0].w;
-        const int               type = w->type == GGML_TYPE_TQ2_0;
-        if ((!program.code.empty() && type != program.type) || w->ne[0] > VK_QVAC_PROGRAM_MAX_ROW) {
+        const int               own  = w->type == GGML_TYPE_TQ2_0;
+        if ((!code.empty() && own != type) || w->ne[0] > VK_QVAC_PROGRAM_MAX_ROW) {
             return 0;
         }
         for (int i = 0; i < job.n_matrices; ++i) {
@@ -182,9 +183,9 @@ private:
                 return 0;
             }
         }
-        program.type = type;
-        program.code.push_back({});
-        vk_qvac_program_product & p = program.code.back().product;
+        type = own;
+        code.push_back({});
+        vk_qvac_program_product & p = code.back().product;
         p.kind       = VK_QVAC_PROGRAM_PRODUCT;
         p.flags      = (job.source == VK_QVAC_VEC_NORMED ? VK_QVAC_PROGRAM_NORMED : 0) | (job.glu ? VK_QVAC_PROGRAM_GLU : 0);
         p.n          = (uint32_t) w->ne[0];
@@ -227,8 +228,8 @@ private:
         const int32_t *     rope = nodes.rotation->op_params;
         float freq_base;
         memcpy(&freq_base, rope + 5, sizeof(float));
-        program.code.push_back({});
-        vk_qvac_program_attention & a = program.code.back().attention;
+        code.push_back({});
+        vk_qvac_program_attention & a = code.back().attention;
         a.kind        = VK_QVAC_PROGRAM_ATTENTION;
         a.head        = (uint32_t) q->ne[0];
         a.heads       = (uint32_t) q->ne[2];
@@ -276,7 +277,7 @@ private:
         references.erase(std::remove_if(references.begin(), references.end(), gone), references.end());
         inputs.erase(std::remove_if(inputs.begin(), inputs.end(), gone), inputs.end());
         values.erase(std::remove_if(values.begin(), values.end(), gone), values.end());
-        program.code.pop_back();
+        code.pop_back();
         return 0;
     }
 
@@ -302,7 +303,7 @@ private:
             addresses.push_back(address(ctx, v.tensor));
         }
         for (const reference & r : references) {
-            memcpy((char *) &program.code[r.instruction] + r.at, &addresses[r.value], sizeof(uint64_t));
+            memcpy((char *) &code[r.instruction] + r.at, &addresses[r.value], sizeof(uint64_t));
         }
         return true;
     }
@@ -318,7 +319,23 @@ int ggml_vk_qvac_find_program(ggml_backend_vk_context * ctx, const ggml_cgraph *
         return 0;
     }
     program.cgraph = cgraph;
-    const int count = builder(ctx, cgraph, begin).build(program.searched);
-    program.last = count > 0 ? begin + count - 1 : -1;
-    return count;
+    const uint64_t weights = ggml_vk_qvac_ternary_writes();
+    const bool     again   = cgraph->uid != 0 && program.uid == cgraph->uid && program.weights == weights && program.begin == begin;
+    if (!again) {
+        builder   b(ctx, cgraph, begin);
+        const int count = b.build(program.searched);
+        program.last = -1;
+        if (count == 0) {
+            return 0;
+        }
+        program.code    = std::move(b.code);
+        program.type    = b.type;
+        program.uid     = cgraph->uid;
+        program.weights = weights;
+        program.begin   = begin;
+        program.count   = count;
+    }
+    program.searched = begin + program.count;
+    program.last     = program.searched - 1;
+    return program.count;
 }

@@ -37,6 +37,9 @@ bool ggml_vk_qvac_fuse(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph
 // Records the node (and those fused with it) and says true, or leaves it to upstream and says false.
 bool ggml_vk_qvac_dispatch(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_cgraph * cgraph, int node_idx);
 
+// What was recorded is done.
+void ggml_vk_qvac_synchronized(ggml_backend_vk_context * ctx);
+
 // The order of a graph's nodes is settled, their memory not yet: says what has to be kept for nodes that are fused.
 void ggml_vk_qvac_graph_optimized(const ggml_cgraph * cgraph, ggml_backend_graph_optimize_params * params);
 

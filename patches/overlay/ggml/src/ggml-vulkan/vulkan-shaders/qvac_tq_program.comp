@@ -21,7 +21,8 @@
 layout(constant_id = 0) const uint BLOCK_SIZE = 512;
 layout(constant_id = 1) const uint LANES      = 32; // of a lane group, which is a subgroup
 layout(constant_id = 2) const uint ROWS       = 2;  // a lane group makes at a time; even
-layout(constant_id = 3) const uint UNROLL     = 5;  // words of each row that a lane has under way
+layout(constant_id = 3) const uint UNROLL     = 9;  // words of each row that a lane has under way
+layout(constant_id = 4) const uint ALONE      = 0;  // there is one workgroup, on a device where small code counts
 
 layout(local_size_x_id = 0, local_size_y = 1, local_size_z = 1) in;
 
@@ -32,11 +33,7 @@ layout(push_constant) uniform parameter {
 const uint CODE_WORDS = 40;
 
 layout(binding = 0) readonly buffer Program { uint program[]; };
-#if defined(ATOMICPOLL)
-layout(binding = 1) coherent buffer Control { uint arrived; uint left; } control;
-#else
 layout(binding = 1) coherent volatile buffer Control { uint arrived; uint left; } control;
-#endif
 layout(binding = 2) buffer Failure { uint failed; };
 
 // Memory by address: what no instruction writes, and what they hand on.
@@ -55,12 +52,7 @@ const uint GROUPS   = BLOCK_SIZE / LANES;
 const uint MAX_HEAD = 128;
 const uint MAX_KEYS = 2048;
 const uint MAX_ROW  = 14336;
-#if defined(SMALL)
-const uint VALUES4 = 6;
-#else
-const uint VALUES4  = MAX_ROW / 4 / BLOCK_SIZE;
-#endif
-// // of a token, four at a time, that an invocation has in registers
+const uint VALUES4  = MAX_ROW / 4 / BLOCK_SIZE; // of a token, four at a time, that an invocation has in registers
 const uint PLANE    = 960;                      // words of the longest row, a multiple of any LANES
 
 const uint PRODUCT   = 0; // kinds of instructions
@@ -68,6 +60,7 @@ const uint ATTENTION = 1;
 
 // Polls until a workgroup gives up: some seconds.
 const uint PATIENCE = 1u << 22;
+const uint GIVEN_UP = 1u << 31;
 
 // Words of an instruction (program.h): the common one, and a product's.
 const uint CODE_kind = 0, CODE_flags = 1, CODE_n = 2, CODE_row_halves = 3, CODE_units = 4, CODE_begin1 = 5, CODE_begin2 = 6, CODE_eps = 7;
@@ -132,39 +125,21 @@ uint top_of_all(uint top) {
 }
 
 #include "qvac_tq_program_product.glsl"
-#if defined(NO_ATTENTION)
-void attend() {}
-void prepare_attention() {}
-const uint CODE_head=2,CODE_heads=3;
-#else
 #include "qvac_tq_program_attention.glsl"
-#endif
 
-// What an instruction needs that no other makes.
-void prepare() {
-    if (PARAM(kind) == PRODUCT) {
-        prepare_product();
-    } else {
-        prepare_attention();
-    }
-}
-
-// Says what has been written, and waits until all other workgroups have done so.
-bool all_arrive(const uint target) {
+// Waits until all workgroups have come so far. Then the code of the next instruction is no longer the one of before.
+bool all_arrive(const uint target, const uint next) {
     if (gl_LocalInvocationID.x == 0) {
-        uint polls = 0;
-        while (
-#if defined(ATOMICPOLL)
-            atomicOr(control.arrived, 0)
-#else
-            control.arrived
-#endif
-             < target && polls < PATIENCE) {
-            ++polls;
+        uint arrived = control.arrived;
+        for (uint polls = 0; arrived < target && polls < PATIENCE; ++polls) {
+            arrived = control.arrived;
         }
-        go_on = polls < PATIENCE ? 1 : 0;
+        go_on = arrived >= target && arrived < GIVEN_UP ? 1 : 0;
     }
     barrier();
+    if (gl_LocalInvocationID.x < CODE_WORDS && next < p.n_instructions) {
+        codes[(slot ^ 1) * CODE_WORDS + gl_LocalInvocationID.x] = program[next * CODE_WORDS + gl_LocalInvocationID.x];
+    }
     return go_on != 0;
 }
 
@@ -176,7 +151,10 @@ void give_up() {
     for (uint i = gl_LocalInvocationID.x; i < n; i += BLOCK_SIZE) {
         floats_at(uvec2(program[at + CODE_y], program[at + CODE_y + 1])).v[i] = uintBitsToFloat(NAN_BITS);
     }
-    failed = 1;
+    if (gl_LocalInvocationID.x == 0) {
+        atomicOr(control.arrived, GIVEN_UP); // so that the others wait no longer
+        failed = 1;
+    }
 }
 
 void main() {
@@ -194,22 +172,26 @@ void main() {
         }
         slot ^= 1;
         clear_tokens();
-        prepare();
-        if (!all_arrive((i + 1) * gl_NumWorkGroups.x)) {
-            give_up();
-            return;
-        }
-        if (tid < CODE_WORDS && i + 1 < p.n_instructions) {
-            codes[(slot ^ 1) * CODE_WORDS + tid] = program[(i + 1) * CODE_WORDS + tid];
-        }
+        // What one kind has under way takes no registers of the other's, as each begins with nothing.
+        const uint target = (i + 1) * gl_NumWorkGroups.x;
         if (PARAM(kind) == PRODUCT) {
+            prepare_product();
+            if (!all_arrive(target, i + 1)) {
+                break;
+            }
             make_product();
         } else {
+            prepare_attention();
+            if (!all_arrive(target, i + 1)) {
+                break;
+            }
             attend();
         }
     }
-    // The next dispatch finds zeros.
-    if (tid == 0 && atomicAdd(control.left, 1) == gl_NumWorkGroups.x - 1) {
+    if (go_on == 0) {
+        give_up();
+    } else if (tid == 0 && atomicAdd(control.left, 1) == gl_NumWorkGroups.x - 1) {
+        // The next dispatch finds zeros.
         control.arrived = 0;
         control.left    = 0;
     }

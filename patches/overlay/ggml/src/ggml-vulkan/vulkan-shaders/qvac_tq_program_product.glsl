@@ -30,11 +30,6 @@ uint units_a_bundle() {
     return (PARAM(flags) & GLU) != 0 ? ROWS / 2 : ROWS;
 }
 
-// With one workgroup, it makes one parity after the other.
-bool is_alone() {
-    return gl_NumWorkGroups.x == 1;
-}
-
 uint odd_rows() {
     return PARAM(row_halves) & 1;
 }
@@ -46,8 +41,8 @@ void share_out(const uint this_parity) {
     row_words    = subgroupBroadcastFirst((PARAM(row_halves) + parity + 1) / 2);
     n_units      = subgroupBroadcastFirst((PARAM(units) + odd - parity) >> odd);
     n_bundles    = subgroupBroadcastFirst((n_units + units - 1) / units);
-    const uint n = is_alone() ? 1 : gl_NumWorkGroups.x >> odd;
-    const uint i = is_alone() ? 0 : gl_WorkGroupID.x >> odd;
+    const uint n = ALONE != 0 ? 1 : gl_NumWorkGroups.x >> odd;
+    const uint i = ALONE != 0 ? 0 : gl_WorkGroupID.x >> odd;
     first_bundle = subgroupBroadcastFirst(group() * n + i);
     bundle_step  = subgroupBroadcastFirst(GROUPS * n);
 }
@@ -82,16 +77,15 @@ void ask_for(const uint w0) {
             [[unroll]] for (uint r = 0; r < ROWS; ++r) {
                 next_words[u * ROWS + r] = words_at(next_rows[r]).v[at];
             }
-        } else {
-            [[unroll]] for (uint r = 0; r < ROWS; ++r) {
-                next_words[u * ROWS + r] = 0;
-            }
         }
     }
 }
 
 void begin_rows(const uint this_parity) {
     share_out(this_parity);
+    [[unroll]] for (uint i = 0; i < ROWS * UNROLL; ++i) {
+        next_words[i] = 0; // so that no register is kept for what was there
+    }
     if (first_bundle < n_bundles) {
         find_rows(first_bundle);
         ask_for(0);
@@ -110,12 +104,12 @@ void clear_tokens() {
 }
 
 void prepare_product() {
-    begin_rows(is_alone() ? 0 : gl_WorkGroupID.x & odd_rows());
+    begin_rows(ALONE != 0 ? 0 : gl_WorkGroupID.x & odd_rows());
     constants4_at norm = constants4_at(ADDRESS(norm));
     const uint n_norms = (PARAM(flags) & NORMED) != 0 ? PARAM(n) / 4 : 0;
     [[unroll]] for (uint j = 0; j < VALUES4; ++j) {
         const uint i = gl_LocalInvocationID.x + j * BLOCK_SIZE;
-        norms[j] = vec4(0.0); // so that no register is kept for what was there
+        norms[j] = vec4(0.0);
         if (i < n_norms) {
             norms[j] = norm.v[i];
         }
@@ -287,7 +281,8 @@ void make_rows() {
 }
 
 void make_product() {
-    const uint passes = is_alone() ? odd_rows() + 1 : 1;
+    // Alone, a workgroup makes one parity after the other.
+    const uint passes = ALONE != 0 ? 1 + odd_rows() : 1;
     for (uint pass = 0; pass < passes; ++pass) {
         if (pass > 0) {
             barrier();
