@@ -1,11 +1,12 @@
 //! qvac-ft: LoRA fine-tuning of ternary (BitNet b1.58) language models on ggml.
 //!
 //! The layers, from the top; imports go down only (`tests/architecture.rs` holds them to it):
-//! `cli` → `commands` → engines (`data`, `train`, `eval`, `synth`, `export`, `bench`) → `model` → `ggml`, `llama`.
+//! `cli` → `commands` → engines (`data`, `train`, `eval`, `synth`, `export`, `convert`, `bench`) → `model` → `ggml`, `llama`.
 
 pub mod bench;
 pub mod cli;
 pub mod commands;
+pub mod convert;
 pub mod data;
 pub mod error;
 pub mod export;

@@ -9,7 +9,7 @@ use assert_cmd::cargo::CommandCargoExt as _;
 use common::{nano_model, truncated, AdapterSpec};
 use serde_json::Value;
 
-const COMMANDS: [&str; 12] = [
+const COMMANDS: [&str; 14] = [
     "train",
     "eval",
     "generate",
@@ -17,6 +17,8 @@ const COMMANDS: [&str; 12] = [
     "data",
     "inspect",
     "export",
+    "convert",
+    "quantize",
     "bench",
     "synth",
     "devices",

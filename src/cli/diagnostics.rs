@@ -17,7 +17,7 @@ use console::{style, StyledObject};
 
 use crate::commands::ui::{Problem, ReaderGone};
 use crate::error::Hint;
-use crate::{bench, data, export, ggml, llama, model, synth, train};
+use crate::{bench, convert, data, export, ggml, llama, model, synth, train};
 
 type HintOf = fn(&(dyn Error + 'static)) -> Option<String>;
 
@@ -28,6 +28,7 @@ const HINTS: &[HintOf] = &[
     hint_of::<bench::Error>,
     hint_of::<train::Error>,
     hint_of::<export::Error>,
+    hint_of::<convert::Error>,
     hint_of::<synth::Error>,
     hint_of::<model::Error>,
     hint_of::<llama::Error>,

@@ -11,9 +11,10 @@ use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 
 use crate::commands::ui::{Outcome, Ui, Verbosity};
 use crate::commands::{
-    bench, chat, completions, data, devices, eval, export, generate, inspect, man, synth, train,
+    bench, chat, completions, convert, data, devices, eval, export, generate, inspect, man, quantize, synth,
+    train,
 };
-use crate::llama;
+use crate::{ggml, llama};
 
 /// Fine-tune ternary (BitNet b1.58) language models on whatever GPU a person has
 #[derive(Debug, Parser)]
@@ -64,6 +65,8 @@ enum Command {
     Data(data::Args),
     Inspect(inspect::Args),
     Export(export::Args),
+    Convert(convert::Args),
+    Quantize(quantize::Args),
     Bench(bench::Args),
     Synth(synth::Args),
     Devices(devices::Args),
@@ -81,6 +84,8 @@ impl Command {
             Self::Data(args) => data::run(args, ui),
             Self::Inspect(args) => inspect::run(args, ui),
             Self::Export(args) => export::run(args, ui),
+            Self::Convert(args) => convert::run(args, ui),
+            Self::Quantize(args) => quantize::run(args, ui),
             Self::Bench(args) => bench::run(args, ui),
             Self::Synth(args) => synth::run(args, ui),
             Self::Devices(args) => devices::run(args, ui),
@@ -124,6 +129,9 @@ pub fn main() -> ExitCode {
         }
     };
     let ui = cli.global.ui();
+    if let Some(caches) = dirs::cache_dir() {
+        ggml::keep_pipelines_in(&caches.join("qvac-ft").join("pipelines"));
+    }
     llama::log::install(ui.verbosity() == Verbosity::Verbose);
     match cli.command.run(&ui) {
         Ok(outcome) => outcome.code().into(),

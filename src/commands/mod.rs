@@ -7,6 +7,7 @@
 pub mod bench;
 pub mod chat;
 pub mod completions;
+pub mod convert;
 pub mod data;
 pub mod devices;
 pub mod eval;
@@ -16,6 +17,7 @@ pub mod inference;
 pub mod inspect;
 pub mod man;
 pub mod network;
+pub mod quantize;
 pub mod synth;
 pub mod train;
 pub mod ui;

@@ -93,10 +93,9 @@ impl Hint for Error {
             Self::GgufTruncated { .. } | Self::TensorOffset { .. } | Self::GgufCount { .. } => {
                 Some("the file is incomplete or damaged; download or convert it again".into())
             }
-            Self::GgufMagic { .. } => Some(
-                "pass a `.gguf` file; llama.cpp's `convert_hf_to_gguf.py` makes one of a Hugging Face model"
-                    .into(),
-            ),
+            Self::GgufMagic { .. } => {
+                Some("pass a `.gguf` file; `qvac-ft convert` makes one of a Hugging Face model".into())
+            }
             Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
                 Some("free some space, or write to another disk".into())
             }

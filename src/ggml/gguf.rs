@@ -12,14 +12,12 @@ mod value;
 mod write;
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
-
 use super::dtype::Dtype;
 use super::error::{Error, Result};
+use super::map::FileMap;
 
 pub use value::{Array, Value};
 pub use write::{GgufStream, GgufWriter};
@@ -92,7 +90,7 @@ struct Contents {
 #[derive(Debug)]
 pub struct GgufFile {
     path: PathBuf,
-    map: Mmap,
+    map: FileMap,
     contents: Contents,
 }
 
@@ -100,18 +98,10 @@ impl GgufFile {
     /// Opens a file and checks its whole structure, tensor extents included, against its length.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let io = |action| move |source| Error::Io { path: path.into(), action, source };
-        let file = File::open(path).map_err(io("open the file"))?;
-        let meta = file.metadata().map_err(io("read the file"))?;
-        if meta.is_dir() {
-            return Err(io("read the file")(std::io::ErrorKind::IsADirectory.into()));
-        }
-        if meta.len() == 0 {
+        let map = FileMap::open(path)?;
+        if map.is_empty() {
             return Err(Error::GgufMagic { path: path.into(), found: String::new() });
         }
-        // SAFETY: the map is read-only and private to this value. Another process could still cut the file short under
-        // it, which ends the process with SIGBUS; upstream's own loader lives with the same.
-        let map = unsafe { Mmap::map(&file) }.map_err(io("map the file"))?;
         let contents = parse::parse(path, &map)?;
         Ok(Self { path: path.into(), map, contents })
     }

@@ -12,13 +12,16 @@ pub(crate) mod ffi;
 pub mod gguf;
 mod graph;
 mod host;
+mod map;
 mod ops;
 mod ops_fused;
 mod ops_train;
 mod stream;
 mod tensor;
 
-use std::sync::Once;
+use std::ffi::CString;
+use std::path::Path;
+use std::sync::{Once, OnceLock};
 
 pub use context::Context;
 pub use device::{Backend, Device, DeviceKind};
@@ -28,6 +31,7 @@ pub use exec::{Arena, Executor, Plan};
 pub use gguf::{GgufFile, GgufStream, GgufWriter, TensorInfo};
 pub use graph::Graph;
 pub use host::peak_host_bytes;
+pub use map::FileMap;
 pub use ops::{Rope, RopeKind};
 pub use tensor::{Element, Tensor};
 
@@ -35,8 +39,23 @@ pub use tensor::{Element, Tensor};
 /// CPU variants from beside the program.
 pub(crate) fn init() {
     static INIT: Once = Once::new();
-    // SAFETY: fills the registry before anything reads it; `Once` keeps threads apart.
-    INIT.call_once(|| unsafe {
-        llama_sys::ggml_backend_load_all();
+    INIT.call_once(|| {
+        // SAFETY: fills the registry before anything reads it; `Once` keeps threads apart.
+        unsafe { llama_sys::ggml_backend_load_all() };
+        if let Some(folder) = PIPELINES.get() {
+            // SAFETY: the registry is filled; the text is copied.
+            unsafe { llama_sys::ggml_backend_set_pipeline_cache(folder.as_ptr()) };
+        }
     });
+}
+
+static PIPELINES: OnceLock<CString> = OnceLock::new();
+
+/// Keeps compiled GPU pipelines in files in `folder`, which is made when there are some. To be called before a device is
+/// asked for; else, and where this is not called, they are compiled again by each process unless the driver keeps them.
+pub fn keep_pipelines_in(folder: &Path) {
+    // A path that is no text or holds a NUL is one to do without: the cache only saves time.
+    if let Some(folder) = folder.to_str().and_then(|f| CString::new(f).ok()) {
+        let _ = PIPELINES.set(folder);
+    }
 }

@@ -46,40 +46,53 @@ impl Net<'_> {
             true => Some(ctx.tq_quantize(x, 1)?), // [n_in + 16, n_tokens]
             false => None,
         };
-        let products = layers.iter().map(|(target, layer)| {
+        // The residual is added with the adapter's product where nothing comes behind that.
+        let update = |y: Tensor, target: Target, layer: &Linear| -> Result<(Tensor, Option<&Tensor>)> {
+            let (Some((adapters, scale)), Some(ax)) = (lora, &ax) else { return Ok((y, residual)) };
+            let Some((i, b)) = member(adapters, target) else { return Ok((y, residual)) };
+            let last = layer.bias.is_none() && !self.scaled_late(target, layer);
+            let bt = ctx.transpose(&b.value)?; // [n_out, rank]
+            let z = rows_of(ctx, ax, i, b.value.ne()[0])?; // [rank, n_tokens]
+            let y = ctx.low_rank_add(&y, &bt, &z, residual.filter(|_| last), scale)?; // [n_out, n_tokens]
+            Ok((y, residual.filter(|_| !last)))
+        };
+        // An update that stands right behind a ternary product is part of it where the device can do that.
+        let at_once = |target: Target, layer: &Linear| {
+            layer.weight.dtype().is_ternary() && (layer.scale.is_none() || self.scaled_late(target, layer))
+        };
+        let products = layers.iter().map(|&(target, layer)| {
             let y = match &xq {
                 Some(xq) if layer.weight.dtype().is_ternary() => ctx.tq_mul_mat(&layer.weight, xq)?,
                 _ => ctx.mul_mat(&layer.weight, x)?,
             };
-            Ok(y.named(&format!("{}-{il}", target.name()))) // [n_out, n_tokens]
-        });
-        let mut ys = products.collect::<Result<Vec<_>>>()?;
-        for ((target, layer), y) in layers.iter().zip(&mut ys) {
-            let late = self.arch.scale_covers_adapter(*target);
-            if let Some(scale) = layer.scale.as_ref().filter(|_| !late) {
-                *y = ctx.mul(y, scale)?; // [n_out, n_tokens]
+            let y = y.named(&format!("{}-{il}", target.name())); // [n_out, n_tokens]
+            match at_once(target, layer) {
+                true => update(y, target, layer),
+                false => Ok((y, residual)),
             }
-            let plain = layer.bias.is_none() && !(late && layer.scale.is_some());
-            let mut rest = residual;
-            if let (Some((adapters, scale)), Some(ax)) = (lora, &ax) {
-                if let Some((i, b)) = member(adapters, *target) {
-                    let bt = ctx.transpose(&b.value)?; // [n_out, rank]
-                    let z = rows_of(ctx, ax, i, b.value.ne()[0])?; // [rank, n_tokens]
-                    *y = ctx.low_rank_add(y, &bt, &z, rest.filter(|_| plain), scale)?; // [n_out, n_tokens]
-                    rest = rest.filter(|_| !plain);
-                }
+        });
+        let products = products.collect::<Result<Vec<_>>>()?;
+        let results = layers.iter().zip(products).map(|(&(target, layer), (mut y, mut rest))| {
+            let late = self.scaled_late(target, layer);
+            if let Some(scale) = layer.scale.as_ref().filter(|_| !late) {
+                y = ctx.mul(&y, scale)?; // [n_out, n_tokens]
+            }
+            if !at_once(target, layer) {
+                (y, rest) = update(y, target, layer)?;
             }
             if let Some(bias) = &layer.bias {
-                *y = ctx.add(y, bias)?; // [n_out, n_tokens]
+                y = ctx.add(&y, bias)?; // [n_out, n_tokens]
             }
             // A scale that covers the adapter covers the bias too.
             if let Some(scale) = layer.scale.as_ref().filter(|_| late) {
-                *y = ctx.mul(y, scale)?; // [n_out, n_tokens]
+                y = ctx.mul(&y, scale)?; // [n_out, n_tokens]
             }
-            if let Some(rest) = rest {
-                *y = ctx.add(y, rest)?; // [n_out, n_tokens]
+            match rest {
+                Some(rest) => Ok(ctx.add(&y, rest)?), // [n_out, n_tokens]
+                None => Ok(y),
             }
-        }
+        });
+        let ys = results.collect::<Result<Vec<_>>>()?;
         Ok((ys, Saved { il, group, x: x.clone(), ax }))
     }
 
@@ -107,10 +120,20 @@ impl Net<'_> {
             *dy = scaled(dy, layer, self.arch.scale_covers_adapter(*target))?;
         }
         let lora = self.lora.and_then(|l| Some((l.group(il, group)?, l.scale())));
-        let dzs = match lora {
-            Some((adapters, scale)) => self.projected(ctx, adapters, scale, &layers, &dys)?, // [rank, n_tokens] each
-            None => Vec::new(),
+        // What reads the results' gradients stands together: B^T dy and dB here, and what `products_back` quantizes.
+        let dz = match lora {
+            Some((adapters, scale)) => Some(self.projected(ctx, adapters, scale, &layers, &dys)?), // [n_adapters * rank, n_tokens]
+            None => None,
         };
+        if let (Some((adapters, scale)), Some(ax)) = (lora, &saved.ax) {
+            for ((target, _), dy) in layers.iter().zip(&dys) {
+                let Some((i, b)) = member(adapters, *target) else { continue };
+                let Some(grad) = &b.grad else { continue };
+                let z = rows_of(ctx, ax, i, grad.ne()[0])?; // [rank, n_tokens]
+                let db = ctx.low_rank_grad(&ctx.transpose(grad)?, dy, &z, scale)?; // [n_out, rank]
+                gradients.push(db);
+            }
+        }
         let mut dx = match needs_dx {
             true => {
                 let own = layers
@@ -122,30 +145,27 @@ impl Net<'_> {
             }
             false => None,
         };
-        let (Some((adapters, scale)), Some(ax)) = (lora, &saved.ax) else { return Ok(dx) };
-        let (first, others) = dzs.split_first().expect("a group has an adapter at least");
-        let dz = others.iter().try_fold(first.clone(), |dz, other| ctx.concat_rows(&dz, other))?; // as ax
-        if let Some(dx) = &mut dx {
-            *dx = ctx.low_rank_add(dx, &adapters.a.value, &dz, None, 1.0)?; // [n_in, n_tokens]
-        }
-        if let Some(grad) = &adapters.a.grad {
-            gradients.push(ctx.low_rank_grad(grad, &saved.x, &dz, 1.0)?); // [n_in, n_adapters * rank]
-        }
-        for ((target, _), dy) in layers.iter().zip(&dys) {
-            let Some((i, b)) = member(adapters, *target) else { continue };
-            let Some(grad) = &b.grad else { continue };
-            let z = rows_of(ctx, ax, i, grad.ne()[0])?; // [rank, n_tokens]
-            let db = ctx.low_rank_grad(&ctx.transpose(grad)?, dy, &z, scale)?; // [n_out, rank]
-            gradients.push(db);
+        if let (Some((adapters, _)), Some(dz)) = (lora, dz) {
+            if let Some(dx) = &mut dx {
+                *dx = ctx.low_rank_add(dx, &adapters.a.value, &dz, None, 1.0)?; // [n_in, n_tokens]
+            }
+            if let Some(grad) = &adapters.a.grad {
+                gradients.push(ctx.low_rank_grad(grad, &saved.x, &dz, 1.0)?); // [n_in, n_adapters * rank]
+            }
         }
         Ok(dx)
+    }
+
+    /// Whether a layer's scale covers the product of its adapter.
+    fn scaled_late(&self, target: Target, layer: &Linear) -> bool {
+        layer.scale.is_some() && self.arch.scale_covers_adapter(target)
     }
 
     fn layers_of(&self, il: usize, group: usize) -> Vec<(Target, &Linear)> {
         Target::GROUPS[group].iter().map(|&t| (t, self.weights.layers[il].linear(t))).collect()
     }
 
-    /// `scale * B^T dy` of each adapted layer of a group.
+    /// `scale * B^T dy` of each adapted layer of a group, below each other.
     fn projected(
         &self,
         ctx: &Context,
@@ -153,9 +173,12 @@ impl Net<'_> {
         scale: f32,
         layers: &[(Target, &Linear)],
         dys: &[Tensor],
-    ) -> Result<Vec<Tensor>> {
+    ) -> Result<Tensor> {
         let adapted = layers.iter().zip(dys).filter_map(|((t, _), dy)| Some((member(adapters, *t)?.1, dy)));
-        adapted.map(|(b, dy)| Ok(ctx.low_rank_project(&ctx.transpose(&b.value)?, dy, scale)?)).collect()
+        let dzs = adapted.map(|(b, dy)| Ok(ctx.low_rank_project(&ctx.transpose(&b.value)?, dy, scale)?)); // [rank, n_tokens]
+        let dzs = dzs.collect::<Result<Vec<_>>>()?;
+        let (first, others) = dzs.split_first().expect("a group has an adapter at least");
+        others.iter().try_fold(first.clone(), |dz, other| Ok(ctx.concat_rows(&dz, other)?))
     }
 
     /// The sum of `W^T dy` over layers that read the same.
@@ -169,13 +192,21 @@ impl Net<'_> {
             false => Ok(None),
         });
         let quantized = quantized.collect::<Result<Vec<_>>>()?;
-        let products = layers.iter().zip(dys).zip(&quantized).map(|(((_, layer), dy), q)| match q {
-            Some(q) => Ok(ctx.tq_mul_mat_back(&layer.weight, q, None)?), // [n_in, n_tokens]
-            None => Ok(ctx.out_prod(&layer.weight, &ctx.transpose(dy)?)?), // [n_in, n_tokens]
-        });
-        let products = products.collect::<Result<Vec<_>>>()?;
-        let (first, others) = products.split_first().expect("a group has a layer at least");
-        others.iter().try_fold(first.clone(), |sum, p| Ok(ctx.add(&sum, p)?)) // [n_in, n_tokens]
+        // A ternary product adds what comes before it by itself.
+        let mut sum = None;
+        for (((_, layer), dy), q) in layers.iter().zip(dys).zip(&quantized) {
+            sum = Some(match (q, sum) {
+                (Some(q), sum) => ctx.tq_mul_mat_back(&layer.weight, q, sum.as_ref())?, // [n_in, n_tokens]
+                (None, sum) => {
+                    let product = ctx.out_prod(&layer.weight, &ctx.transpose(dy)?)?; // [n_in, n_tokens]
+                    match sum {
+                        Some(sum) => ctx.add(&sum, &product)?, // [n_in, n_tokens]
+                        None => product,
+                    }
+                }
+            });
+        }
+        Ok(sum.expect("a group has a layer at least"))
     }
 }
 

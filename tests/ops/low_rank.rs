@@ -14,25 +14,25 @@ fn sum_bound(n: i64, magnitude: f64) -> f64 {
 /// A matrix `[n0, n1]` inside a tensor of more: rows with `before` words ahead of them and `after` behind, transposed or
 /// not. The words between are a pattern that spoils whatever sum reads it, and that no kernel may overwrite.
 #[derive(Clone, Copy, Debug)]
-struct Layout {
+pub struct Layout {
     transposed: bool,
     before: i64,
     after: i64,
 }
 
 impl Layout {
-    const PLAIN: Self = Self { transposed: false, before: 0, after: 0 };
+    pub const PLAIN: Self = Self { transposed: false, before: 0, after: 0 };
     /// What a transposed B is.
-    const TRANSPOSED: Self = Self { transposed: true, before: 0, after: 0 };
+    pub const TRANSPOSED: Self = Self { transposed: true, before: 0, after: 0 };
     /// Rows that begin at no multiple of 16 bytes.
-    const GAPS: Self = Self { transposed: false, before: 1, after: 2 };
-    const TRANSPOSED_GAPS: Self = Self { transposed: true, before: 2, after: 1 };
+    pub const GAPS: Self = Self { transposed: false, before: 1, after: 2 };
+    pub const TRANSPOSED_GAPS: Self = Self { transposed: true, before: 2, after: 1 };
     /// The middle one of three matrices that were computed as one.
-    fn middle(rank: i64) -> Self {
+    pub fn middle(rank: i64) -> Self {
         Self { transposed: false, before: rank, after: rank }
     }
 
-    const ALL: [Self; 4] = [Self::PLAIN, Self::TRANSPOSED, Self::GAPS, Self::TRANSPOSED_GAPS];
+    pub const ALL: [Self; 4] = [Self::PLAIN, Self::TRANSPOSED, Self::GAPS, Self::TRANSPOSED_GAPS];
 
     fn root(&self, [n0, n1]: [i64; 2]) -> [i64; 2] {
         let [row, rows] = if self.transposed { [n1, n0] } else { [n0, n1] };
@@ -57,7 +57,7 @@ impl Layout {
     }
 
     /// The root tensor and the matrix in it.
-    fn input(&self, t: &mut Bench, ne: [i64; 2], values: &[f32]) -> (Tensor, Tensor) {
+    pub fn input(&self, t: &mut Bench, ne: [i64; 2], values: &[f32]) -> (Tensor, Tensor) {
         let root = t.f32(&self.root(ne), &self.spread(ne, values, PATTERN));
         let row = ne[usize::from(self.transposed)];
         let view = t.ops.view_rows(&root, self.before, row).unwrap();
@@ -119,6 +119,48 @@ fn projection_of_many_tokens() {
     project(10, 8, MANY, Layout::PLAIN, Layout::PLAIN);
     project(20, 8, MANY, Layout::PLAIN, Layout::GAPS);
     project(20, 9, MANY, Layout::TRANSPOSED_GAPS, Layout::PLAIN);
+}
+
+/// `B^T dy` of a group's layers, below each other: `CONCAT`s of projections, which are one dispatch on Vulkan.
+fn projections(sizes: &[i64], r: i64, tokens: i64, layout: Layout) {
+    let scale = -0.5;
+    let operands: Vec<_> = sizes
+        .iter()
+        .enumerate()
+        .map(|(i, n)| (noise(40 + i as u64, (n * r) as usize), noise(50 + i as u64, (n * tokens) as usize)))
+        .collect();
+    let mut want = Want { values: Vec::new(), bound: Vec::new() };
+    for t in 0..tokens {
+        for (&n, (p, v)) in sizes.iter().zip(&operands) {
+            for k in 0..r {
+                let product = |i| f64::from(scale) * at(p, n, i, k) * at(v, n, i, t);
+                want.values.push((0..n).map(product).sum());
+                want.bound.push(sum_bound(n, (0..n).map(|i| product(i).abs()).sum()));
+            }
+        }
+    }
+    let case = format!("projections {sizes:?} x{r}x{tokens} p {layout:?}");
+    check(&case, &want, |mut b| {
+        let operands: Vec<_> = sizes
+            .iter()
+            .zip(&operands)
+            .map(|(&n, (p, v))| (layout.input(&mut b, [n, r], p).1, b.f32(&[n, tokens], v)))
+            .collect();
+        let zs: Vec<_> = operands.iter().map(|(p, v)| b.ops.low_rank_project(p, v, scale).unwrap()).collect();
+        let all = zs[1..].iter().fold(zs[0].clone(), |z, other| b.ops.concat_rows(&z, other).unwrap());
+        b.run_in_order(&all)
+    });
+}
+
+#[test]
+fn projections_below_each_other() {
+    for layout in [Layout::TRANSPOSED, Layout::TRANSPOSED_GAPS, Layout::PLAIN] {
+        projections(&[260, 260], 8, 9, layout);
+        projections(&[1028, 12, 301], 8, 5, layout);
+        projections(&[40, 16, 4], 40, 3, layout);
+    }
+    projections(&[12, 20, 8, 4], 3, 6, Layout::TRANSPOSED);
+    projections(&[64, 20], 16, MANY, Layout::TRANSPOSED);
 }
 
 /// What an update in place starts from, and where in its tensor: at no multiple of 16 bytes, or at one, with words around

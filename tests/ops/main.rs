@@ -17,6 +17,7 @@ mod out_prod;
 mod out_prod_f16;
 mod ternary;
 mod ternary_reference;
+mod ternary_update;
 mod ternary_vec;
 
 use std::sync::{Mutex, PoisonError};
@@ -105,7 +106,13 @@ impl Bench {
         self.compute(graph, out)
     }
 
-    /// The same for results of any type.
+    /// Computes `out` with its operations in the order in which they were made, as the training graph has them.
+    pub fn run_in_order(self, out: &Tensor) -> Vec<f32> {
+        let graph = Graph::in_order(&self.ops, std::slice::from_ref(out)).unwrap();
+        self.compute(graph, out)
+    }
+
+    /// As [`Self::run`], for results of any type.
     pub fn run_bytes(self, out: &Tensor) -> Vec<u8> {
         let mut graph = Graph::new(&self.ops, 128, false).unwrap();
         graph.expand(out).unwrap();

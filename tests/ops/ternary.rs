@@ -6,7 +6,7 @@ use qvac_ft::ggml::{Backend, Context, Dtype, Executor, Graph, Tensor};
 
 use super::ternary_reference::{
     assert_same, backward, floats, forward, odd_tokens, on_variants, Random, Scales, Tokens, Weights,
-    ALL_VARIANTS, AMAX_MIN, MIXED_VARIANTS, TAIL, TOKENS, TYPES,
+    ALL_VARIANTS, AMAX_MIN, MIXED_VARIANTS, TAIL, TOKENS, TYPES, UNPACKED_VARIANTS,
 };
 use super::{devices, Bench, ONE_AT_A_TIME};
 
@@ -203,6 +203,21 @@ fn backward_is_exact_in_every_variant() {
 }
 
 #[test]
+fn weights_unpacked_before_are_exact() {
+    let mut random = Random(14);
+    for dtype in TYPES {
+        for (n, m, tokens) in [(512, 65, 64), (256, 130, 130), (1280, 7, 129)] {
+            let w = Weights::new(dtype, n, m, Scales::OneAndZeroBlocks, &mut random);
+            check_forward(&w, tokens, &UNPACKED_VARIANTS, &mut random);
+        }
+        for (n, m, tokens, limbs) in [(512, 256, 64, 2), (256, 768, 131, 2), (256, 512, 133, 1)] {
+            let w = Weights::new(dtype, n, m, Scales::One, &mut random);
+            check_backward(&w, tokens, limbs, tokens % 2 != 0, &UNPACKED_VARIANTS, &mut random);
+        }
+    }
+}
+
+#[test]
 fn backward_of_mixed_scales_is_a_float_product() {
     let mut random = Random(9);
     for dtype in TYPES {
@@ -318,14 +333,14 @@ fn mul_mat_of_batches_and_permuted_tokens() {
     });
 }
 
-/// The tokens of several products lie in the same scratch memory, by turns.
+/// The tokens of several products lie in the same scratch memory, by turns, and so do weights that were unpacked before.
 #[test]
 fn many_products_in_one_graph() {
     let mut random = Random(13);
     let (n, m) = (256, 64);
     let weights: Vec<Weights> =
         (0..3).map(|_| Weights::new(Dtype::TQ2_0, n, m, Scales::One, &mut random)).collect();
-    let tokens = 21;
+    let tokens = 70;
     let inputs: Vec<Vec<f32>> = (0..4).map(|_| random.values(n * tokens)).collect();
     let order = [(0, 0), (1, 0), (0, 1), (2, 2), (1, 2), (1, 3), (2, 0), (0, 3)];
 
@@ -341,7 +356,7 @@ fn many_products_in_one_graph() {
         let products = order.map(|(i, j)| bench.ops.mul_mat(&w[i], &x[j]).unwrap());
         products.into_iter().reduce(|sum, y| bench.ops.add(&sum, &y).unwrap()).unwrap()
     };
-    on_variants("many products", &[""], make, |what, got| assert_same(what, &floats(got), &want));
+    on_variants("many products", &UNPACKED_VARIANTS[..5], make, |what, got| assert_same(what, &floats(got), &want));
 }
 
 /// Scales are looked at once and kept: until somebody writes the weight again.

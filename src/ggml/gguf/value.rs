@@ -235,3 +235,9 @@ impl From<Vec<i32>> for Value {
         Self::Array(Array::I32(v))
     }
 }
+
+impl From<Vec<f32>> for Value {
+    fn from(v: Vec<f32>) -> Self {
+        Self::Array(Array::F32(v))
+    }
+}

@@ -179,6 +179,13 @@ GGML_API const char * ggml_backend_dev_driver(ggml_backend_dev_t dev);
 #define GGML_BACKEND_DEV_DRIVER_PROC "ggml_backend_dev_driver"
 typedef const char * (*ggml_backend_dev_driver_t)(ggml_backend_dev_t dev);
 
+// Has backends keep compiled pipelines in files in `folder` (UTF-8), which is made when there are some. To be called before
+// a device is used; without it, only the driver's own cache, if any, outlasts the process.
+GGML_API void ggml_backend_set_pipeline_cache(const char * folder);
+
+#define GGML_BACKEND_SET_PIPELINE_CACHE_PROC "ggml_backend_set_pipeline_cache"
+typedef void (*ggml_backend_set_pipeline_cache_t)(const char * folder);
+
 #ifdef __cplusplus
 }
 #endif

@@ -3,7 +3,7 @@
 // Software devices (lavapipe): upstream hides them unless an environment variable names one. Here they are listed behind
 // all others, so that a user can choose one by name and no existing device changes its number.
 
-#include "qvac-vulkan.h"
+#include "ops.h"
 
 #include "ggml-backend-impl.h"
 #include "ggml-train.h"
@@ -48,6 +48,9 @@ void * ggml_vk_qvac_get_proc_address(ggml_backend_reg_t reg, const char * name) 
     GGML_UNUSED(reg);
     if (strcmp(name, GGML_BACKEND_DEV_IS_SOFTWARE_PROC) == 0) {
         return (void *) is_software;
+    }
+    if (strcmp(name, GGML_BACKEND_SET_PIPELINE_CACHE_PROC) == 0) {
+        return (void *) ggml_vk_qvac_set_pipeline_cache;
     }
     return strcmp(name, GGML_BACKEND_DEV_DRIVER_PROC) == 0 ? (void *) driver : nullptr;
 }

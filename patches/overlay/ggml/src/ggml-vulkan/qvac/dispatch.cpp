@@ -71,6 +71,7 @@ void ggml_vk_qvac_load_shaders(vk_device & device, const vk_qvac_create_pipeline
     ggml_vk_qvac_load_out_prod_f16(device, create);
     ggml_vk_qvac_load_cross_entropy(device, create);
     ggml_vk_qvac_load_ternary(device, create);
+    ggml_vk_qvac_load_ternary_unpack(device, create);
     ggml_vk_qvac_load_ternary_vec(device, create);
     ggml_vk_qvac_load_program(device, create);
     ggml_vk_qvac_load_low_rank(device, create);
@@ -165,6 +166,9 @@ bool ggml_vk_qvac_fuse(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph
         elementwise[1] = false;
         return true;
     }
+    if (ggml_vk_qvac_fuse_low_rank(ctx, cgraph, node_idx, name, elementwise)) {
+        return true;
+    }
     if (!is_ours(node)) {
         return false;
     }
@@ -197,7 +201,7 @@ bool ggml_vk_qvac_dispatch(ggml_backend_vk_context * ctx, vk_context & subctx, g
             }
             break;
         case GGML_OP_MUL_MAT:
-            ggml_vk_qvac_ternary(ctx, subctx, node);
+            ggml_vk_qvac_ternary(ctx, subctx, node, nullptr);
             break;
         case GGML_OP_CROSS_ENTROPY_LOSS:
             ggml_vk_qvac_cross_entropy_loss(ctx, subctx, node);
@@ -209,11 +213,17 @@ bool ggml_vk_qvac_dispatch(ggml_backend_vk_context * ctx, vk_context & subctx, g
             switch (ggml_get_train_op(node)) {
                 case GGML_TRAIN_OP_TQ_QUANTIZE:
                 case GGML_TRAIN_OP_TQ_MUL_MAT:
-                case GGML_TRAIN_OP_TQ_MUL_MAT_BACK:
-                    ggml_vk_qvac_ternary(ctx, subctx, node);
+                case GGML_TRAIN_OP_TQ_MUL_MAT_BACK: {
+                    const int more = ctx->num_additional_fused_ops; // the last of them is a LOW_RANK_ADD
+                    ggml_vk_qvac_ternary(ctx, subctx, node, more > 0 ? cgraph->nodes[node_idx + more] : nullptr);
                     break;
+                }
                 case GGML_TRAIN_OP_LOW_RANK_PROJECT:
-                    ggml_vk_qvac_low_rank_project(ctx, subctx, node);
+                    if (ctx->num_additional_fused_ops > 0) {
+                        ggml_vk_qvac_fused_projections(ctx, subctx, cgraph, node_idx);
+                    } else {
+                        ggml_vk_qvac_low_rank_project(ctx, subctx, node);
+                    }
                     break;
                 case GGML_TRAIN_OP_LOW_RANK_ADD:
                     ggml_vk_qvac_low_rank_add(ctx, subctx, node);

@@ -1,6 +1,6 @@
 // LoRA's products with few columns (LOW_RANK_* of ggml-train.h; qvac_low_rank_*.comp). All are bound by the memory traffic
 // of the token tensor: the shaders read it once per 8 columns (LOW_RANK_ADD: once). Where that comes from memory rather
-// than a cache, low_rank_long.cpp takes over, if everything is aligned.
+// than a cache, low_rank_long.cpp takes over, if everything is aligned. B^T dy is low_rank_along_k.cpp's.
 
 #include "low_rank.h"
 
@@ -31,11 +31,6 @@ bool is_indexable(const ggml_tensor * t) {
            ggml_nbytes(t) / sizeof(float) < UINT32_MAX;
 }
 
-// Memory order of p[n, k]: along k where it is a transposed matrix.
-bool lies_along_k(const ggml_tensor * p) {
-    return p->nb[1] < p->nb[0];
-}
-
 bool rows_are_aligned(const ggml_tensor * t, int dim) {
     return t->nb[dim] % 16 == 0;
 }
@@ -43,20 +38,17 @@ bool rows_are_aligned(const ggml_tensor * t, int dim) {
 } // namespace
 
 void ggml_vk_qvac_load_low_rank(vk_device & device, const vk_qvac_create_pipeline & create) {
-    for (uint32_t variant = 0; variant < VK_QVAC_LOW_RANK_VARIANT_COUNT; ++variant) {
-        const uint32_t along_k = variant & VK_QVAC_LOW_RANK_ALONG_K ? 1 : 0;
-        const uint32_t aligned = variant & VK_QVAC_LOW_RANK_ALIGNED ? 1 : 0;
-
-        create(device->qvac->low_rank_project[variant], "qvac_low_rank_project", qvac_low_rank_project_len, qvac_low_rank_project_data, 3,
-               sizeof(vk_qvac_project_push_constants), { COLUMNS, PROJECT_TOKENS, 1 },
-               { PROJECT_TOKENS, along_k ? COLUMNS : 1, aligned }, 0);
-        if (!aligned) {
-            create(device->qvac->low_rank_add[variant], "qvac_low_rank_add", qvac_low_rank_add_len, qvac_low_rank_add_data, 4,
-                   sizeof(vk_qvac_low_rank_add_push_constants), { BLOCK_SIZE, ADD_TOKENS, 1 }, { ADD_TOKENS, along_k }, 0);
-        }
+    for (uint32_t aligned = 0; aligned < 2; ++aligned) {
+        create(device->qvac->low_rank_project[aligned], "qvac_low_rank_project", qvac_low_rank_project_len, qvac_low_rank_project_data, 3,
+               sizeof(vk_qvac_project_push_constants), { COLUMNS, PROJECT_TOKENS, 1 }, { PROJECT_TOKENS, aligned }, 0);
+    }
+    for (uint32_t along_k = 0; along_k < 2; ++along_k) {
+        create(device->qvac->low_rank_add[along_k], "qvac_low_rank_add", qvac_low_rank_add_len, qvac_low_rank_add_data, 4,
+               sizeof(vk_qvac_low_rank_add_push_constants), { BLOCK_SIZE, ADD_TOKENS, 1 }, { ADD_TOKENS, along_k }, 0);
     }
     create(device->qvac->low_rank_grad, "qvac_low_rank_grad", qvac_low_rank_grad_len, qvac_low_rank_grad_data, 3,
            sizeof(grad_push_constants), { COLUMNS, GRAD_ROWS, 1 }, {}, 0);
+    ggml_vk_qvac_load_low_rank_along_k(device, create);
     ggml_vk_qvac_load_low_rank_long(device, create);
 }
 
@@ -120,6 +112,11 @@ void ggml_vk_qvac_record_low_rank_add(ggml_backend_vk_context * ctx, vk_context 
 }
 
 void ggml_vk_qvac_low_rank_project(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst) {
+    vk_qvac_projections along_k = { { dst }, 1, dst };
+    if (ggml_vk_qvac_plan_along_k(ctx, along_k)) {
+        ggml_vk_qvac_project_along_k(ctx, subctx, along_k);
+        return;
+    }
     if (ggml_vk_qvac_low_rank_project_long(ctx, subctx, dst)) {
         return;
     }
@@ -129,13 +126,11 @@ void ggml_vk_qvac_low_rank_project(ggml_backend_vk_context * ctx, vk_context & s
     const vk_subbuffer p_buf = ggml_vk_tensor_subbuffer(ctx, p, true);
     const vk_subbuffer v_buf = ggml_vk_tensor_subbuffer(ctx, v, true);
 
-    const bool along_k   = lies_along_k(p);
     const bool v_aligned = rows_are_aligned(v, 1) && ggml_vk_qvac_is_aligned(ctx, v, v_buf);
-    const bool p_aligned = along_k || (p->nb[0] == sizeof(float) && rows_are_aligned(p, 1) && ggml_vk_qvac_is_aligned(ctx, p, p_buf));
+    const bool p_aligned = p->nb[0] == sizeof(float) && rows_are_aligned(p, 1) && ggml_vk_qvac_is_aligned(ctx, p, p_buf);
     const bool aligned   = p->ne[0] % 4 == 0 && v_aligned && p_aligned;
 
-    ggml_vk_qvac_record_project(ctx, subctx,
-        ctx->device->qvac->low_rank_project[(along_k ? VK_QVAC_LOW_RANK_ALONG_K : 0) | (aligned ? VK_QVAC_LOW_RANK_ALIGNED : 0)], dst);
+    ggml_vk_qvac_record_project(ctx, subctx, ctx->device->qvac->low_rank_project[aligned], dst);
 }
 
 void ggml_vk_qvac_low_rank_add(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst) {
@@ -149,7 +144,7 @@ void ggml_vk_qvac_low_rank_add(ggml_backend_vk_context * ctx, vk_context & subct
     // Four k at a time, if rows of p consist of whole fours.
     const bool along_k = p->nb[1] == sizeof(float) && p->ne[1] % 4 == 0 && rows_are_aligned(p, 0) && ggml_vk_qvac_is_aligned(ctx, p, p_buf);
 
-    ggml_vk_qvac_record_low_rank_add(ctx, subctx, ctx->device->qvac->low_rank_add[along_k ? VK_QVAC_LOW_RANK_ALONG_K : 0], dst);
+    ggml_vk_qvac_record_low_rank_add(ctx, subctx, ctx->device->qvac->low_rank_add[along_k], dst);
 }
 
 void ggml_vk_qvac_low_rank_grad(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst) {

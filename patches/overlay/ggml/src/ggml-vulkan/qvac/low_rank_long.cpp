@@ -104,10 +104,8 @@ void ggml_vk_qvac_load_low_rank_long(vk_device & device, const vk_qvac_create_pi
     for (uint32_t i = 0; i < VK_QVAC_LOW_RANK_WIDTHS; ++i) {
         const rank_shader & shader = SHADERS[i];
         const uint32_t      width  = (i + 1) * WIDTH;
-        for (uint32_t along_k = 0; along_k < 2; ++along_k) {
-            create(pipelines.low_rank_project_long[i][along_k], shader.name, shader.project_size, shader.project_data, 3,
-                   sizeof(vk_qvac_project_push_constants), { width, PROJECT_TOKENS, 1 }, { along_k }, 0);
-        }
+        create(pipelines.low_rank_project_long[i], shader.name, shader.project_size, shader.project_data, 3,
+               sizeof(vk_qvac_project_push_constants), { width, PROJECT_TOKENS, 1 }, {}, 0);
         create(pipelines.low_rank_grad_long[i], shader.name, shader.grad_size, shader.grad_data, 3,
                sizeof(grad_push_constants), { GRAD_ROWS, 1, width }, {}, 0);
     }
@@ -126,12 +124,10 @@ bool ggml_vk_qvac_low_rank_project_long(ggml_backend_vk_context * ctx, vk_contex
     const vk_subbuffer p_buf = ggml_vk_tensor_subbuffer(ctx, p, true);
     const vk_subbuffer v_buf = ggml_vk_tensor_subbuffer(ctx, v, true);
 
-    const bool along_n = is_fours(ctx, p, p_buf);
-    const bool along_k = !along_n && is_fours_transposed(ctx, p, p_buf);
-    if (v->ne[1] < PROJECT_LONG || !has_shaders(ctx->device) || !is_fours(ctx, v, v_buf) || !(along_n || along_k)) {
+    if (v->ne[1] < PROJECT_LONG || !has_shaders(ctx->device) || !is_fours(ctx, v, v_buf) || !is_fours(ctx, p, p_buf)) {
         return false;
     }
-    ggml_vk_qvac_record_project(ctx, subctx, ctx->device->qvac->low_rank_project_long[width_index(p->ne[1])][along_k], dst);
+    ggml_vk_qvac_record_project(ctx, subctx, ctx->device->qvac->low_rank_project_long[width_index(p->ne[1])], dst);
     return true;
 }
 

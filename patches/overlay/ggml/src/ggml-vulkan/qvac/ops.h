@@ -5,6 +5,9 @@
 #include "qvac-vulkan.h"
 #include "state.h"
 
+// pipeline_cache.cpp; the rest of it is called by upstream (qvac-vulkan.h).
+void ggml_vk_qvac_set_pipeline_cache(const char * folder);
+
 // upstream_limits.cpp
 bool ggml_vk_qvac_beyond_upstream(const vk_device & device, const ggml_tensor * op);
 
@@ -34,6 +37,12 @@ void ggml_vk_qvac_low_rank_grad(ggml_backend_vk_context * ctx, vk_context & subc
 
 // low_rank_long.cpp
 void ggml_vk_qvac_load_low_rank_long(vk_device & device, const vk_qvac_create_pipeline & create);
+
+// fusion_low_rank.cpp
+bool ggml_vk_qvac_fuse_low_rank(
+    ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph, int node_idx, const char ** name, bool * elementwise);
+// Records LOW_RANK_PROJECT and what is fused with it.
+void ggml_vk_qvac_fused_projections(ggml_backend_vk_context * ctx, vk_context & subctx, const ggml_cgraph * cgraph, int node_idx);
 
 // rms_norm.cpp
 void ggml_vk_qvac_load_rms_norm(vk_device & device, const vk_qvac_create_pipeline & create);

@@ -46,5 +46,12 @@ void ggml_vk_qvac_graph_optimized(const ggml_cgraph * cgraph, ggml_backend_graph
 // The host wrote into `tensor`.
 void ggml_vk_qvac_written(ggml_tensor * tensor);
 
+// What compiled pipelines are looked up in, or nothing; to be written to disk when a backend is freed.
+vk::PipelineCache ggml_vk_qvac_pipeline_cache(const vk_device & device);
+void ggml_vk_qvac_save_pipelines(const vk_device & device);
+
+// Before the logical device is destroyed.
+void ggml_vk_qvac_destroy(vk_device_struct & device);
+
 void ggml_vk_qvac_list_software_devices(const std::vector<vk::PhysicalDevice> & devices);
 void * ggml_vk_qvac_get_proc_address(ggml_backend_reg_t reg, const char * name);

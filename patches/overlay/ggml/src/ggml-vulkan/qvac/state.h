@@ -25,13 +25,6 @@ enum vk_qvac_out_prod_f16_shape {
     VK_QVAC_OUT_PROD_F16_SHAPE_COUNT,
 };
 
-// Which pipelines of LOW_RANK_PROJECT and LOW_RANK_ADD there are; the values are indices.
-enum vk_qvac_low_rank_variant {
-    VK_QVAC_LOW_RANK_ALONG_K = 1, // p is contiguous along k, as a transposed B
-    VK_QVAC_LOW_RANK_ALIGNED = 2, // what is read four values at a time lies at 16 bytes (LOW_RANK_PROJECT)
-    VK_QVAC_LOW_RANK_VARIANT_COUNT = 4,
-};
-
 // The kernels of LOW_RANK_* for many tokens make 8, 16 or 24 columns in one workgroup.
 constexpr uint32_t VK_QVAC_LOW_RANK_WIDTHS = 3;
 
@@ -48,8 +41,17 @@ constexpr uint32_t VK_QVAC_ATTENTION_WIDTHS = 16;
 // Rows of up to 256, 2048 and 6144 values, and longer ones (rms_norm.cpp).
 constexpr uint32_t VK_QVAC_ROW_SHAPE_COUNT = 4;
 
+// Where compiled pipelines are kept (pipeline_cache.cpp).
+struct vk_qvac_pipeline_cache {
+    std::once_flag    once;
+    vk::PipelineCache handle; // none: nothing is kept
+    std::string       file;
+    size_t            size = 0; // of the data that the file has
+};
+
 // With a device: the pipelines.
 struct vk_qvac_device {
+    vk_qvac_pipeline_cache pipeline_cache;
     vk_pipeline out_prod[GGML_TYPE_COUNT][VK_QVAC_OUT_PROD_SHAPE_COUNT];
     vk_pipeline cross_entropy[2];      // one value at a time, and four
     vk_pipeline cross_entropy_back[2];
@@ -59,11 +61,12 @@ struct vk_qvac_device {
     vk_qvac_ternary_pipelines ternary;
     vk_qvac_vec_pipelines ternary_vec;
     vk_qvac_program_pipelines program;
-    vk_pipeline low_rank_project[VK_QVAC_LOW_RANK_VARIANT_COUNT];
-    vk_pipeline low_rank_add[VK_QVAC_LOW_RANK_VARIANT_COUNT];
+    vk_pipeline low_rank_project[2];            // aligned
+    vk_pipeline low_rank_project_along_k[2][2]; // aligned, many tokens
+    vk_pipeline low_rank_add[2];                // p along k
     vk_pipeline low_rank_grad;
-    vk_pipeline low_rank_project_long[VK_QVAC_LOW_RANK_WIDTHS][2]; // p along n, and along k
-    vk_pipeline low_rank_add_long[2];                              // likewise
+    vk_pipeline low_rank_project_long[VK_QVAC_LOW_RANK_WIDTHS];
+    vk_pipeline low_rank_add_long[2]; // p along n, and along k
     vk_pipeline low_rank_grad_long[VK_QVAC_LOW_RANK_WIDTHS];
     vk_pipeline low_rank_grad_sum;
     vk_pipeline rms_norm[VK_QVAC_ROW_SHAPE_COUNT][2][2];       // unaligned and aligned; without and with a product behind it

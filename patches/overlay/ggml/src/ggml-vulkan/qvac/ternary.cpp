@@ -82,7 +82,7 @@ bool product_supported(const vk_device & device, const ggml_tensor * op) {
            ggml_nbytes(p.w) <= limits.maxStorageBufferRange && ggml_nbytes(op) <= limits.maxStorageBufferRange &&
            p.tokens * q_row_size(p.k, p.limbs) <= limits.maxStorageBufferRange &&
            CEIL_DIV(p.m, 64) <= limits.maxComputeWorkGroupCount[0] && CEIL_DIV(p.tokens, 16) <= limits.maxComputeWorkGroupCount[1] &&
-           ggml_vk_qvac_ternary_choose(device, { p.m, p.tokens, p.limbs, false }).has_value();
+           ggml_vk_qvac_ternary_choose(device, { p.m, p.k, p.tokens, p.limbs, false }).has_value();
 }
 
 void quantize(ggml_backend_vk_context * ctx, vk_context & subctx, const quantization & z, const vk_subbuffer & out, size_t out_offset) {
@@ -100,8 +100,22 @@ void quantize(ggml_backend_vk_context * ctx, vk_context & subctx, const quantiza
         { std::min(pc.n_tokens, TOKENS_PER_GRID_LINE), CEIL_DIV(pc.n_tokens, TOKENS_PER_GRID_LINE), 1 });
 }
 
-void multiply(ggml_backend_vk_context * ctx, vk_context & subctx, const product & p, const vk_subbuffer & q, size_t q_offset, ggml_tensor * dst) {
-    if (!p.backward) {
+// Whether float rows of `t` can be read or written four values at a time.
+bool has_fours(const ggml_backend_vk_context * ctx, const ggml_tensor * t) {
+    return t->ne[0] % 4 == 0 && ggml_vk_qvac_is_aligned(ctx, t, ggml_vk_tensor_subbuffer(ctx, t, true));
+}
+
+// The variant and the tile shape of a product that is being recorded, or will be.
+vk_qvac_ternary_choice choose(const ggml_backend_vk_context * ctx, const product & p) {
+    const bool mixed  = ggml_vk_qvac_ternary_scales(ctx, p.w).kind == qvac::tq_scale::mixed;
+    const auto choice = ggml_vk_qvac_ternary_choose(ctx->device, { p.m, p.k, p.tokens, p.limbs, mixed });
+    GGML_ASSERT(choice && "QVAC_VK_TERNARY was changed meanwhile");
+    return *choice;
+}
+
+void multiply(ggml_backend_vk_context * ctx, vk_context & subctx, const product & p, const vk_subbuffer & q, size_t q_offset, ggml_tensor * dst,
+              const ggml_tensor * update) {
+    if (!p.backward && !update) {
         vk_qvac_vec_job job = {};
         job.matrices[0] = { p.w, nullptr, dst };
         job.n_matrices  = 1;
@@ -115,27 +129,56 @@ void multiply(ggml_backend_vk_context * ctx, vk_context & subctx, const product 
             return;
         }
     }
-    const qvac::tq_scales scales = ggml_vk_qvac_ternary_scales(ctx, p.w);
-    const bool            mixed  = scales.kind == qvac::tq_scale::mixed;
-    const auto            choice = ggml_vk_qvac_ternary_choose(ctx->device, { p.m, p.tokens, p.limbs, mixed });
-    GGML_ASSERT(choice && "QVAC_VK_TERNARY was changed meanwhile");
+    const qvac::tq_scales scales   = ggml_vk_qvac_ternary_scales(ctx, p.w);
+    const bool            mixed    = scales.kind == qvac::tq_scale::mixed;
+    const auto            choice   = choose(ctx, p);
+    const bool            unpacked = choice.is_unpacked();
+    const vk_subbuffer    weights  = unpacked ? ggml_vk_qvac_unpacked(ctx, subctx, { p.w, p.backward }) : ggml_vk_tensor_subbuffer(ctx, p.w, true);
 
-    vk_pipeline pipeline = ctx->device->qvac->ternary.mul_mat
-        [p.w->type == GGML_TYPE_TQ2_0][p.backward][choice->kernel][choice->tile][p.limbs - 1][mixed];
+    const auto & pipelines = ctx->device->qvac->ternary;
+    vk_pipeline  pipeline  = unpacked
+        ? pipelines.mul_mat_unpacked[choice.kernel][choice.tile - VK_QVAC_TERNARY_FIRST_UNPACKED][p.limbs - 1][update != nullptr]
+        : pipelines.mul_mat[p.w->type == GGML_TYPE_TQ2_0][p.backward][choice.kernel][choice.tile][p.limbs - 1][mixed][update != nullptr];
     ggml_pipeline_request_descriptor_sets(ctx, pipeline, 1);
 
-    const ggml_tensor * add = p.add ? p.add : dst; // a descriptor has to be there
-    const vk_qvac_tq_mul_mat_push_constants pc = {
-        (uint32_t) p.m, (uint32_t) p.tokens, (uint32_t) p.k,
-        ggml_vk_qvac_offset(ctx, p.w), ggml_vk_qvac_stride(p.w, 1),
-        (uint32_t) (q_offset / Q_ALIGN), (uint32_t) (q_row_size(p.k, p.limbs) / Q_ALIGN),
-        ggml_vk_qvac_offset(ctx, dst), ggml_vk_qvac_offset(ctx, add), p.add != nullptr,
-        mixed ? 0.0f : qvac::tq_value(scales),
-    };
-    ggml_vk_dispatch_pipeline(ctx, subctx, pipeline,
-        { ggml_vk_tensor_subbuffer(ctx, p.w, true), q, ggml_vk_tensor_subbuffer(ctx, add, true),
-          ggml_vk_tensor_subbuffer(ctx, dst, true) },
-        pc, { pc.M, pc.N, 1 });
+    vk_qvac_tq_mul_mat_push_constants pc = {};
+    pc.M        = (uint32_t) p.m;
+    pc.N        = (uint32_t) p.tokens;
+    pc.K        = (uint32_t) p.k;
+    pc.w_offset = unpacked ? 0 : ggml_vk_qvac_offset(ctx, p.w);
+    pc.w_stride = unpacked ? (uint32_t) (p.k / Q_ALIGN) : ggml_vk_qvac_stride(p.w, 1);
+    pc.q_offset = (uint32_t) (q_offset / Q_ALIGN);
+    pc.q_stride = (uint32_t) (q_row_size(p.k, p.limbs) / Q_ALIGN);
+    pc.d_offset = ggml_vk_qvac_offset(ctx, dst);
+    pc.aligned  = has_fours(ctx, dst);
+    pc.d        = mixed ? 0.0f : qvac::tq_value(scales);
+
+    // A descriptor has to be there for what there is not.
+    const vk_subbuffer out = ggml_vk_tensor_subbuffer(ctx, dst, true);
+    vk_subbuffer add_buf = out, p_buf = out, z_buf = out;
+    if (const ggml_tensor * add = p.add || !update ? p.add : update->src[3]) {
+        add_buf       = ggml_vk_tensor_subbuffer(ctx, add, true);
+        pc.add        = 1;
+        pc.add_offset = ggml_vk_qvac_offset(ctx, add);
+        pc.aligned    = pc.aligned && has_fours(ctx, add);
+    }
+    if (update) {
+        const ggml_tensor * lp = update->src[1]; // [m, r]
+        const ggml_tensor * lz = update->src[2]; // [r, tokens]
+        p_buf       = ggml_vk_tensor_subbuffer(ctx, lp, true);
+        z_buf       = ggml_vk_tensor_subbuffer(ctx, lz, true);
+        pc.R        = (uint32_t) lp->ne[1];
+        pc.nbp0     = ggml_vk_qvac_stride(lp, 0);
+        pc.nbp1     = ggml_vk_qvac_stride(lp, 1);
+        pc.nbz1     = ggml_vk_qvac_stride(lz, 1);
+        pc.p_offset = ggml_vk_qvac_offset(ctx, lp);
+        pc.z_offset = ggml_vk_qvac_offset(ctx, lz);
+        pc.scale    = ggml_train_op_param(update);
+    }
+    ggml_vk_dispatch_pipeline(ctx, subctx, pipeline, { weights, q, add_buf, out, p_buf, z_buf }, pc, { pc.M, pc.N, 1 });
+    if (unpacked) {
+        ggml_vk_qvac_unpack_ahead(ctx, subctx);
+    }
 }
 
 // Where quantized tokens begin behind their descriptor, in bytes.
@@ -174,12 +217,20 @@ void ggml_vk_qvac_ternary_graph_begin(ggml_backend_vk_context * ctx, const ggml_
     vk_qvac_ternary_state & state = ctx->qvac->ternary;
     state.quantized = nullptr;
     size_t needed = 0;
+    std::vector<vk_qvac_unpacking> unpackings;
     for (int i = 0; i < cgraph->n_nodes; ++i) {
         const ggml_tensor * node = cgraph->nodes[i];
+        if (ggml_vk_qvac_ternary_uses_scales(node)) {
+            const product p = product_of(node);
+            if (p.tokens > VK_QVAC_VEC_MAX_TOKENS && choose(ctx, p).is_unpacked()) {
+                unpackings.push_back({ p.w, p.backward });
+            }
+        }
         if (ggml_vk_qvac_ternary_is_mul_mat(node)) {
             needed = std::max(needed, quantization{ node->src[1], 1 }.size());
         }
     }
+    ggml_vk_qvac_unpack_graph_begin(ctx, std::move(unpackings));
     if (needed > state.slot_size) {
         ggml_vk_synchronize(ctx); // an earlier graph may still read the slots
         state.slot_size = ggml_vk_align_size(needed, ctx->device->properties.limits.minStorageBufferOffsetAlignment);
@@ -201,7 +252,17 @@ vk_subbuffer ggml_vk_qvac_ternary_tokens(ggml_backend_vk_context * ctx, vk_conte
     return { state.slots, state.slot * state.slot_size, z.size() };
 }
 
-void ggml_vk_qvac_ternary(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst) {
+bool ggml_vk_qvac_ternary_can_update(const ggml_tensor * product_op, const ggml_tensor * update) {
+    const product       p   = product_of(product_op);
+    const ggml_tensor * add = update->src[3];
+    // Few tokens have a kernel of their own, without an update.
+    return (p.backward || p.tokens > VK_QVAC_VEC_MAX_TOKENS) && !(p.add && add) &&
+           !ggml_vk_tensors_overlap(update->src[1], product_op, false) &&
+           !ggml_vk_tensors_overlap(update->src[2], product_op, false) &&
+           !(add && ggml_vk_tensors_overlap(add, product_op, false));
+}
+
+void ggml_vk_qvac_ternary(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst, const ggml_tensor * update) {
     if (ggml_get_train_op(dst) == GGML_TRAIN_OP_TQ_QUANTIZE) {
         const ggml_tensor * x = dst->src[0];
         quantize(ctx, subctx, { x, (dst->ne[0] - GGML_TQ_TOKEN_TAIL) / x->ne[0] }, ggml_vk_tensor_subbuffer(ctx, dst, true),
@@ -210,8 +271,8 @@ void ggml_vk_qvac_ternary(ggml_backend_vk_context * ctx, vk_context & subctx, gg
     }
     const product p = product_of(dst);
     if (dst->op == GGML_OP_MUL_MAT) {
-        multiply(ctx, subctx, p, ggml_vk_qvac_ternary_tokens(ctx, subctx, p.q), 0, dst);
+        multiply(ctx, subctx, p, ggml_vk_qvac_ternary_tokens(ctx, subctx, p.q), 0, dst, nullptr);
     } else {
-        multiply(ctx, subctx, p, ggml_vk_tensor_subbuffer(ctx, p.q, true), q_offset_of(ctx, p.q), dst);
+        multiply(ctx, subctx, p, ggml_vk_tensor_subbuffer(ctx, p.q, true), q_offset_of(ctx, p.q), dst, update);
     }
 }

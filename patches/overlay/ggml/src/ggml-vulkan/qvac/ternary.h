@@ -19,12 +19,38 @@ enum vk_qvac_ternary_kernel {
 };
 
 constexpr int VK_QVAC_TERNARY_TILE_COUNT = 6;
+// The tile shapes from here on take weights that were unpacked before (ternary_unpack.cpp).
+constexpr int VK_QVAC_TERNARY_FIRST_UNPACKED = 3;
 
 // With a device.
 struct vk_qvac_ternary_pipelines {
     vk_pipeline quantize;
-    // [TQ2_0][backward][kernel][tile][two limbs][mixed scales]
-    vk_pipeline mul_mat[2][2][VK_QVAC_TERNARY_KERNEL_COUNT][VK_QVAC_TERNARY_TILE_COUNT][2][2];
+    // [TQ2_0][backward][kernel][tile][two limbs][mixed scales][with a LOW_RANK_ADD behind]
+    vk_pipeline mul_mat[2][2][VK_QVAC_TERNARY_KERNEL_COUNT][VK_QVAC_TERNARY_FIRST_UNPACKED][2][2][2];
+    // [TQ2_0][backward]
+    vk_pipeline unpack[2][2];
+    // [kernel][tile][two limbs][with a LOW_RANK_ADD behind]
+    vk_pipeline mul_mat_unpacked[VK_QVAC_TERNARY_KERNEL_COUNT][VK_QVAC_TERNARY_TILE_COUNT - VK_QVAC_TERNARY_FIRST_UNPACKED][2][2];
+};
+
+// Weights as bytes, for a product in one direction.
+struct vk_qvac_unpacking {
+    const ggml_tensor * w;
+    bool                backward;
+
+    int64_t m() const { return w->ne[backward ? 0 : 1]; }
+    int64_t k() const { return w->ne[backward ? 1 : 0]; }
+    bool    operator==(const vk_qvac_unpacking & other) const { return w == other.w && backward == other.backward; }
+};
+
+// With a backend context: weights unpacked for one product after another lie in two slots that take turns.
+struct vk_qvac_unpack_state {
+    vk_buffer slots;
+    size_t    slot_size = 0;
+    int       slot      = 0;                   // of the product recorded last
+    std::vector<vk_qvac_unpacking> unpackings; // of this graph, in the order of its products
+    size_t    next      = 0;
+    bool      ahead     = false;               // the next one is recorded, into the other slot
 };
 
 // With a backend context.
@@ -39,6 +65,8 @@ struct vk_qvac_ternary_state {
     size_t              slot_size = 0;
     int                 slot      = 0;
     const ggml_tensor * quantized = nullptr; // of this graph, what the slot holds
+
+    vk_qvac_unpack_state unpack;
 };
 
 struct vk_qvac_tq_quantize_push_constants {
@@ -52,13 +80,22 @@ struct vk_qvac_tq_mul_mat_push_constants {
     uint32_t M, N, K;
     uint32_t w_offset, w_stride;
     uint32_t q_offset, q_stride;
-    uint32_t d_offset, add_offset, add;
+    uint32_t d_offset, add_offset, add, aligned;
     float    d;
+    uint32_t R;
+    uint32_t nbp0, nbp1, nbz1;
+    uint32_t p_offset, z_offset;
+    float    scale;
+};
+
+struct vk_qvac_tq_unpack_push_constants {
+    uint32_t columns, rows;
+    uint32_t w_offset;
 };
 
 // What decides on variant and tile shape.
 struct vk_qvac_ternary_problem {
-    int64_t m;      // outputs a token
+    int64_t m, k;   // outputs a token, length of the sum
     int64_t tokens;
     int64_t limbs;
     bool    mixed;
@@ -67,6 +104,8 @@ struct vk_qvac_ternary_problem {
 struct vk_qvac_ternary_choice {
     vk_qvac_ternary_kernel kernel;
     int                    tile;
+
+    bool is_unpacked() const { return tile >= VK_QVAC_TERNARY_FIRST_UNPACKED; }
 };
 
 // ternary_tiles.cpp
@@ -74,6 +113,17 @@ struct vk_qvac_ternary_choice {
 void ggml_vk_qvac_load_ternary(vk_device & device, const vk_qvac_create_pipeline & create);
 // Which variant and tile shape serves a problem best; none where QVAC_VK_TERNARY asks for what the device has not.
 std::optional<vk_qvac_ternary_choice> ggml_vk_qvac_ternary_choose(const vk_device & device, const vk_qvac_ternary_problem & problem);
+
+// ternary_unpack.cpp
+
+void ggml_vk_qvac_load_ternary_unpack(vk_device & device, const vk_qvac_create_pipeline & create);
+bool ggml_vk_qvac_can_unpack(const vk_device & device, int64_t m, int64_t k);
+// A graph begins; what its products will ask for, in their order.
+void ggml_vk_qvac_unpack_graph_begin(ggml_backend_vk_context * ctx, std::vector<vk_qvac_unpacking> unpackings);
+// Before a product is recorded: its weights, ready to be read.
+vk_subbuffer ggml_vk_qvac_unpacked(ggml_backend_vk_context * ctx, vk_context & subctx, const vk_qvac_unpacking & u);
+// Behind it: the weights of the graph's next product are unpacked beside it.
+void ggml_vk_qvac_unpack_ahead(ggml_backend_vk_context * ctx, vk_context & subctx);
 
 // ternary_scales.cpp
 
@@ -92,7 +142,10 @@ bool ggml_vk_qvac_ternary_is_mul_mat(const ggml_tensor * op);
 bool ggml_vk_qvac_ternary_uses_scales(const ggml_tensor * node);
 bool ggml_vk_qvac_ternary_supported(const vk_device & device, const ggml_tensor * op);
 void ggml_vk_qvac_ternary_graph_begin(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph);
-void ggml_vk_qvac_ternary(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
+// `update` is a LOW_RANK_ADD over the product that is part of it, or null.
+void ggml_vk_qvac_ternary(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst, const ggml_tensor * update);
+// Whether it may be: its result is that of the two ops one after another.
+bool ggml_vk_qvac_ternary_can_update(const ggml_tensor * product, const ggml_tensor * update);
 
 // Tokens of a MUL_MAT, quantized with one limb into scratch memory unless the previous product of the graph did so, and
 // ready to be read. Row after row as TQ_QUANTIZE makes them (ggml-train.h).

@@ -1,6 +1,7 @@
 // Products of up to 8 tokens with ternary weights: variants of qvac_tq_mul_mat_vec.comp, and when they are used.
 
 #include "ops.h"
+#include "span.h"
 
 #include "ggml-train.h"
 #include "ggml-vulkan-shaders.hpp"
@@ -91,44 +92,8 @@ uint32_t chunk(const vk_device & device, int type, uint32_t cols, uint32_t step)
     return words / step * step;
 }
 
-// Weights of several tensors, or results, as one descriptor.
-struct span {
-    vk_buffer buffer;
-    size_t    begin = SIZE_MAX;
-    size_t    end   = 0;
-    bool      ok    = true;
-
-    void add(const ggml_backend_vk_context * ctx, const ggml_tensor * t) {
-        const vk_subbuffer b      = ggml_vk_tensor_subbuffer(ctx, t, true);
-        const size_t       offset = b.offset + get_misalign_bytes(ctx, t);
-        ok     = ok && (!buffer || buffer == b.buffer) && offset % sizeof(uint32_t) == 0;
-        buffer = b.buffer;
-        begin  = std::min(begin, offset);
-        end    = std::max(end, offset + ggml_nbytes(t));
-    }
-
-    // To be called when all are in. The shader reads whole words: the last half of a tensor with the one behind it.
-    void close(const ggml_backend_vk_context * ctx) {
-        const auto & limits = ctx->device->properties.limits;
-        if (!buffer) {
-            return;
-        }
-        const size_t alignment = std::max<size_t>(limits.minStorageBufferOffsetAlignment, 16); // as vec4 are read
-        begin = begin / alignment * alignment;
-        end   = ggml_vk_align_size(end, sizeof(uint32_t));
-        ok    = ok && end <= buffer->size && end - begin <= limits.maxStorageBufferRange;
-    }
-
-    vk_subbuffer sub() const { return { buffer, begin, end - begin }; }
-
-    uint32_t offset(const ggml_backend_vk_context * ctx, const ggml_tensor * t) const {
-        const vk_subbuffer b = ggml_vk_tensor_subbuffer(ctx, t, true);
-        return (uint32_t) ((b.offset + get_misalign_bytes(ctx, t) - begin) / sizeof(uint32_t));
-    }
-};
-
 struct spans {
-    span w, d, s, x, norm, add;
+    vk_qvac_span w, d, s, x, norm, add;
 
     spans(const ggml_backend_vk_context * ctx, const vk_qvac_vec_job & job) {
         for (int i = 0; i < job.n_matrices; ++i) {
@@ -150,7 +115,7 @@ struct spans {
         if (job.add) {
             add.add(ctx, job.add);
         }
-        for (span * each : { &w, &d, &s, &x, &norm, &add }) {
+        for (vk_qvac_span * each : { &w, &d, &s, &x, &norm, &add }) {
             each->close(ctx);
         }
     }
@@ -159,7 +124,7 @@ struct spans {
 };
 
 // The shader reads floats of a token four at a time.
-bool is_aligned(const ggml_backend_vk_context * ctx, const span & s, const ggml_tensor * t) {
+bool is_aligned(const ggml_backend_vk_context * ctx, const vk_qvac_span & s, const ggml_tensor * t) {
     return s.offset(ctx, t) % 4 == 0;
 }
 

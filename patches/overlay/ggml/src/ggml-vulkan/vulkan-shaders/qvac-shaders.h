@@ -21,6 +21,10 @@ static void qvac_shaders() {
     string_to_spv("qvac_cross_entropy",      "qvac_cross_entropy.comp",      {});
     string_to_spv("qvac_cross_entropy_back", "qvac_cross_entropy_back.comp", {});
     string_to_spv("qvac_tq_quantize", "qvac_tq_quantize.comp", {});
+    const std::map<std::string, std::string> unpacked = {{"TQ_UNPACKED", "1"}};
+    string_to_spv("qvac_tq_mul_mat_unpacked_plain", "qvac_tq_mul_mat.comp", unpacked);
+    string_to_spv("qvac_tq_mul_mat_unpacked_dot", "qvac_tq_mul_mat.comp", merge_maps(unpacked, {{"TQ_DOT", "1"}}));
+    string_to_spv("qvac_tq_mul_mat_unpacked", "qvac_tq_mul_mat.comp", merge_maps(unpacked, {{"TQ_COOPMAT", "1"}}), true, true); // _cm1
     for (const std::string type : { "tq1_0", "tq2_0" }) {
         const std::map<std::string, std::string> vec = {{"DATA_A_" + to_uppercase(type), "1"}};
         string_to_spv("qvac_tq_mul_mat_vec_" + type + "_plain", "qvac_tq_mul_mat_vec.comp", vec);
@@ -31,6 +35,7 @@ static void qvac_shaders() {
             if (back) {
                 defines["TQ_BACK"] = "1";
             }
+            string_to_spv((back ? "qvac_tq_unpack_back_" : "qvac_tq_unpack_") + type, "qvac_tq_unpack.comp", defines);
             const std::string name = (back ? "qvac_tq_mul_mat_back_" : "qvac_tq_mul_mat_") + type;
             string_to_spv(name + "_plain", "qvac_tq_mul_mat.comp", defines);
             string_to_spv(name + "_dot", "qvac_tq_mul_mat.comp", merge_maps(defines, {{"TQ_DOT", "1"}}));
@@ -38,6 +43,7 @@ static void qvac_shaders() {
         }
     }
     string_to_spv("qvac_low_rank_project",   "qvac_low_rank_project.comp",   {});
+    string_to_spv("qvac_low_rank_project_along_k", "qvac_low_rank_project_along_k.comp", {});
     string_to_spv("qvac_low_rank_add",       "qvac_low_rank_add.comp",       {});
     string_to_spv("qvac_low_rank_grad",      "qvac_low_rank_grad.comp",      {});
     for (const std::string keep : { "2", "6", "14" }) {

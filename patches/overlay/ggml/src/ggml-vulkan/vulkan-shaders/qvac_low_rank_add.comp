@@ -5,6 +5,8 @@
 // An invocation makes one n of TT tokens: it reads its row of p once for all of them, and z comes from shared memory.
 // Neighbouring invocations take neighbouring n, so y, add and a plain p are read along memory; a p that lies along k is
 // read four k at a time.
+//
+// The order of additions is also that of qvac_low_rank_add_long.comp and qvac_tq_output.glsl: y, add, one k after another.
 
 #extension GL_EXT_control_flow_attributes : enable
 
@@ -70,10 +72,8 @@ void main() {
     const uint t0   = gl_WorkGroupID.y * TT;
 
     float y[TT];
-    float acc[TT];
     [[unroll]] for (uint t = 0; t < TT; ++t) {
-        y[t]   = data_y[p.y_offset + min(t0 + t, p.T - 1) * p.N + n];
-        acc[t] = 0.0;
+        y[t] = data_y[p.y_offset + min(t0 + t, p.T - 1) * p.N + n];
     }
     if (p.has_add != 0) {
         [[unroll]] for (uint t = 0; t < TT; ++t) {
@@ -89,9 +89,12 @@ void main() {
         }
         barrier();
         for (uint i = 0; i < count; ++i) {
-            const vec4 row = load_p(n, k0 + 4 * i);
+            const vec4 row = p.scale * load_p(n, k0 + 4 * i);
             [[unroll]] for (uint t = 0; t < TT; ++t) {
-                acc[t] += dot(row, z4[t * RC4 + i]);
+                const vec4 z = z4[t * RC4 + i];
+                [[unroll]] for (uint k = 0; k < 4; ++k) {
+                    y[t] = fma(row[k], z[k], y[t]);
+                }
             }
         }
     }
@@ -99,7 +102,7 @@ void main() {
     if (n_wg < p.N) {
         [[unroll]] for (uint t = 0; t < TT; ++t) {
             if (t0 + t < p.T) {
-                data_y[p.y_offset + (t0 + t) * p.N + n] = y[t] + p.scale * acc[t];
+                data_y[p.y_offset + (t0 + t) * p.N + n] = y[t];
             }
         }
     }

@@ -87,23 +87,22 @@ void main() {
             z = load_z(k0 + 4 * (tid % RC4), t0 + tid / RC4);
             barrier();
         }
-        z4[tid] = p.scale * z;
+        z4[tid] = z;
         barrier();
         const uint count = min(RC4, (p.R - k0 + 3) / 4);
         for (uint i = 0; i < count; ++i) {
             vec4 row[4];
             [[unroll]] for (uint j = 0; j < 4; ++j) {
-                row[j] = next[j];
+                row[j] = p.scale * next[j];
             }
             if (k0 + 4 * i + 4 < p.R) {
                 load_p(n, k0 + 4 * i + 4, next);
             }
             [[unroll]] for (uint t = 0; t < TT; ++t) {
                 const vec4 w = z4[t * RC4 + i];
-                acc[t] += row[0] * w.x;
-                acc[t] += row[1] * w.y;
-                acc[t] += row[2] * w.z;
-                acc[t] += row[3] * w.w;
+                [[unroll]] for (uint j = 0; j < 4; ++j) {
+                    acc[t] = fma(row[j], vec4(w[j]), acc[t]);
+                }
             }
         }
     }

@@ -5,14 +5,13 @@
 // A workgroup makes KK products of TT tokens and spreads n over its invocations, four neighbours each, so that each value
 // of p serves TT tokens and each value of v serves KK products. The sums meet in shared memory in one fixed order.
 //
-// p is read along memory either way: where it lies along n, each invocation reads KK rows of it (K_LANES 1); where it lies
-// along k, as a transposed B does, neighbouring invocations take neighbouring k (K_LANES KK).
+// Each invocation reads KK rows of p, along memory if p lies along n. Where it lies along k, as a transposed B does,
+// qvac_low_rank_project_along_k.comp is better.
 
 #extension GL_EXT_control_flow_attributes : enable
 
 layout(constant_id = 0) const uint TT = 4;       // tokens of a workgroup: 4 or 8
-layout(constant_id = 1) const uint K_LANES = 1;  // 1 or KK
-layout(constant_id = 2) const bool ALIGNED = true; // n is a multiple of 4, v (and p, where it lies along n) of 16 bytes
+layout(constant_id = 1) const bool ALIGNED = true; // n is a multiple of 4, p lies along it, rows of p and v at 16 bytes
 
 const uint BLOCK_SIZE = 256;
 layout(local_size_x = 256, local_size_y = 1, local_size_z = 1) in;
@@ -33,24 +32,19 @@ layout(binding = 1) readonly buffer V4 { vec4 data_v4[]; };
 layout(binding = 2) writeonly buffer Z { float data_z[]; };
 
 const uint KK     = 8;
-const uint K_EACH = KK / K_LANES;
-const uint STEP   = 4 * (BLOCK_SIZE / K_LANES); // values of n that the workgroup takes at a time
-const uint UNROLL = K_LANES == 1 ? 1 : 4;       // with one k each, an invocation needs more loads under way
+const uint STEP   = 4 * BLOCK_SIZE; // values of n that the workgroup takes at a time
 
 // Each product is left with PARTS sums by the loop over n; a word of padding keeps them on different banks.
 const uint PARTS  = 32;
 const uint STRIDE = PARTS + 1;
 shared float part[8 * KK * STRIDE]; // at least KK * BLOCK_SIZE
 
-float acc[TT * K_EACH];
+float acc[TT * KK];
 
 vec4 load_p(const uint n, const uint k) {
     const uint at = p.p_offset + n * p.nbp0 + k * p.nbp1;
     if (ALIGNED) {
-        if (K_LANES == 1) {
-            return data_p4[at / 4];
-        }
-        return vec4(data_p[at], data_p[at + p.nbp0], data_p[at + 2 * p.nbp0], data_p[at + 3 * p.nbp0]);
+        return data_p4[at / 4];
     }
     vec4 r = vec4(0.0);
     [[unroll]] for (uint i = 0; i < 4; ++i) {
@@ -77,14 +71,14 @@ vec4 load_v(const uint n, const uint t) {
 
 // What lies beyond the last k or token is read as the last: it is summed, but not written.
 void add_products(const uint n, const uint k0, const uint t0) {
-    vec4 row[K_EACH];
-    [[unroll]] for (uint a = 0; a < K_EACH; ++a) {
+    vec4 row[KK];
+    [[unroll]] for (uint a = 0; a < KK; ++a) {
         row[a] = load_p(n, min(k0 + a, p.R - 1));
     }
     [[unroll]] for (uint t = 0; t < TT; ++t) {
         const vec4 v = load_v(n, min(t0 + t, p.T - 1));
-        [[unroll]] for (uint a = 0; a < K_EACH; ++a) {
-            acc[t * K_EACH + a] += dot(v, row[a]);
+        [[unroll]] for (uint a = 0; a < KK; ++a) {
+            acc[t * KK + a] += dot(v, row[a]);
         }
     }
 }
@@ -93,47 +87,28 @@ void main() {
     const uint tid  = gl_LocalInvocationID.x;
     const uint k_wg = gl_WorkGroupID.x * KK;
     const uint t0   = gl_WorkGroupID.y * TT;
-    const uint k0   = k_wg + tid % K_LANES;
 
-    [[unroll]] for (uint i = 0; i < TT * K_EACH; ++i) {
+    [[unroll]] for (uint i = 0; i < TT * KK; ++i) {
         acc[i] = 0.0;
     }
-    uint n = 4 * (tid / K_LANES);
-    if (UNROLL > 1) {
-        for (; n + (UNROLL - 1) * STEP < p.N; n += UNROLL * STEP) {
-            [[unroll]] for (uint u = 0; u < UNROLL; ++u) {
-                add_products(n + u * STEP, k0, t0);
-            }
-        }
-    }
-    for (; n < p.N; n += STEP) {
-        add_products(n, k0, t0);
+    for (uint n = 4 * tid; n < p.N; n += STEP) {
+        add_products(n, k_wg, t0);
     }
 
     // To PARTS sums per product: product `k`, part `i` of each token.
+    const uint k      = tid / PARTS;
+    const uint i_part = tid % PARTS;
     float sum[TT];
-    uint  k;
-    uint  i_part;
-    if (K_LANES == 1) {
-        k      = tid / PARTS;
-        i_part = tid % PARTS;
-        [[unroll]] for (uint t = 0; t < TT; ++t) {
-            [[unroll]] for (uint a = 0; a < K_EACH; ++a) {
-                part[a * BLOCK_SIZE + tid] = acc[t * K_EACH + a];
-            }
-            barrier();
-            sum[t] = 0.0;
-            [[unroll]] for (uint i = 0; i < BLOCK_SIZE; i += PARTS) {
-                sum[t] += part[k * BLOCK_SIZE + i + i_part];
-            }
-            barrier();
+    [[unroll]] for (uint t = 0; t < TT; ++t) {
+        [[unroll]] for (uint a = 0; a < KK; ++a) {
+            part[a * BLOCK_SIZE + tid] = acc[t * KK + a];
         }
-    } else {
-        k      = tid % KK;
-        i_part = tid / KK;
-        [[unroll]] for (uint t = 0; t < TT; ++t) {
-            sum[t] = acc[t * K_EACH];
+        barrier();
+        sum[t] = 0.0;
+        [[unroll]] for (uint i = 0; i < BLOCK_SIZE; i += PARTS) {
+            sum[t] += part[k * BLOCK_SIZE + i + i_part];
         }
+        barrier();
     }
 
     // To SPLIT sums per value, then to one.

@@ -10,8 +10,6 @@
 
 #extension GL_EXT_control_flow_attributes : enable
 
-layout(constant_id = 0) const bool P_ALONG_K = false; // p is contiguous along k, as a transposed B; otherwise along n
-
 #if RR == 8
 #define NT 256
 #else
@@ -19,7 +17,7 @@ layout(constant_id = 0) const bool P_ALONG_K = false; // p is contiguous along k
 #endif
 layout(local_size_x = NT, local_size_y = 1, local_size_z = 1) in;
 
-// Offsets and strides in elements: n and all of these but z_offset are multiples of 4 (along k: nbp0 and R, not nbp1).
+// Offsets and strides in elements: n and all of these but z_offset are multiples of 4, nbp0 is 1.
 layout(push_constant) uniform parameter {
     uint  N; uint R; uint T;
     uint  nbp0; uint nbp1;
@@ -38,28 +36,19 @@ const uint LANES  = NT / GROUPS;
 const uint CHUNK  = 4 * LANES; // NT
 const uint KQ     = RR / 4;
 
-// RR rows of one vec4 a lane. Along n, row k holds p[n .. n + 3, k]; along k, row 4 j + i holds p[n + i, 4 j .. 4 j + 3].
-// Two words of four as padding let the stores of the latter meet 32 banks.
+// RR rows of one vec4 a lane: row k holds p[n .. n + 3, k]. Padding keeps the sums of the end on different banks.
 const uint ROW    = LANES + 2;
 const uint BUFFER = RR * ROW;
 
 shared vec4 s4[2 * BUFFER];
 
 uint stage_row(const uint tid, const uint j) {
-    return 4 * j + (P_ALONG_K ? tid % 4 : tid / LANES);
-}
-
-uint stage_lane(const uint tid) {
-    return P_ALONG_K ? tid / 4 : tid % LANES;
+    return 4 * j + tid / LANES;
 }
 
 // Zero beyond the last n; what lies beyond the last k is read as the last, and not written.
 vec4 load_p(const uint tid, const uint n0, const uint k0, const uint j) {
-    if (P_ALONG_K) {
-        const uint n = n0 + tid;
-        return n < p.N ? data_p4[(p.p_offset + n * p.nbp0 + min(k0 + 4 * j, p.R - 4)) / 4] : vec4(0.0);
-    }
-    const uint n = n0 + 4 * stage_lane(tid);
+    const uint n = n0 + 4 * (tid % LANES);
     return n < p.N ? data_p4[(p.p_offset + n + min(k0 + stage_row(tid, j), p.R - 1) * p.nbp1) / 4] : vec4(0.0);
 }
 
@@ -135,7 +124,7 @@ void main() {
         // The other half is what slower invocations still read; nobody is further behind than that, for the barrier.
         vec4 v[TT];
         [[unroll]] for (uint j = 0; j < KQ; ++j) {
-            s4[base + stage_row(tid, j) * ROW + stage_lane(tid)] = next_p[j];
+            s4[base + stage_row(tid, j) * ROW + lane] = next_p[j];
         }
         [[unroll]] for (uint t = 0; t < TT; ++t) {
             v[t] = next_v[t];
@@ -151,22 +140,12 @@ void main() {
         }
         [[unroll]] for (uint j = 0; j < KQ; ++j) {
             const uint at = base + 4 * j * ROW + lane;
-            vec4 w0 = s4[at];
-            vec4 w1 = s4[at + ROW];
-            vec4 w2 = s4[at + 2 * ROW];
-            vec4 w3 = s4[at + 3 * ROW];
-            if (!P_ALONG_K) {
-                const mat4 w = transpose(mat4(w0, w1, w2, w3)); // from one k each to one n each
-                w0 = w[0];
-                w1 = w[1];
-                w2 = w[2];
-                w3 = w[3];
-            }
+            const mat4 w = transpose(mat4(s4[at], s4[at + ROW], s4[at + 2 * ROW], s4[at + 3 * ROW])); // one n each
             [[unroll]] for (uint t = 0; t < TT; ++t) {
-                acc[t * KQ + j] += v[t].x * w0;
-                acc[t * KQ + j] += v[t].y * w1;
-                acc[t * KQ + j] += v[t].z * w2;
-                acc[t * KQ + j] += v[t].w * w3;
+                acc[t * KQ + j] += v[t].x * w[0];
+                acc[t * KQ + j] += v[t].y * w[1];
+                acc[t * KQ + j] += v[t].z * w[2];
+                acc[t * KQ + j] += v[t].w * w[3];
             }
         }
         base = BUFFER - base;

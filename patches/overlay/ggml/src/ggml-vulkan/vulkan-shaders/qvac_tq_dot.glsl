@@ -76,7 +76,13 @@ void multiply_integers(const uint step) {
     }
 }
 
-#if defined(TQ_BACK)
+#if defined(TQ_UNPACKED)
+
+void multiply(const uint m0, const uint step) {
+    multiply_integers(step);
+}
+
+#elif defined(TQ_BACK)
 
 // Where scales differ down a column, a sum of integers has no meaning: floats, in the order of k.
 void multiply_mixed(const uint m0, const uint step) {
@@ -137,28 +143,53 @@ float sum_of(const uint at) {
     return MIXED != 0 ? sums[at] : float(acc[at]);
 }
 
-void put_row_of_sums(const uint m0, const uint t0, const uint j, const uint second) {
-    const uint token = t0 + token_of(lane_n() + j * LANES_N);
-    [[unroll]] for (uint i = 0; i < TM; ++i) {
-        float s = sum_of(j * TM + i);
-        if (LIMBS == 2) {
-            s = both_limbs(s, sum_of(second * TM + i));
-        }
-        put(output_of(m0, lane_m() + i * LANES_M), token, s);
-    }
+const uint OUT_N = TN / LIMBS;          // an invocation's tokens
+const uint RUN   = LIMB_RUN / LANES_N;  // its columns of one limb, before those of the other
+
+// The first limb's column of token `j`.
+uint column_of(const uint j) {
+    return LIMBS == 1 ? j : j / RUN * 2 * RUN + j % RUN;
 }
 
 // Every loop counts in ones and skips nothing: only then does every driver unroll it, and sums stay in registers.
 void put_sums(const uint m0, const uint t0) {
-    const uint RUN = LIMB_RUN / LANES_N; // an invocation's columns of one limb, before those of the other
-    if (LIMBS == 1) {
-        [[unroll]] for (uint j = 0; j < TN; ++j) {
-            put_row_of_sums(m0, t0, j, j);
+    float y[TM * OUT_N];
+    [[unroll]] for (uint j = 0; j < OUT_N; ++j) {
+        const uint column = column_of(j);
+        const uint t      = token_of(lane_n() + column * LANES_N);
+        [[unroll]] for (uint i = 0; i < TM; ++i) {
+            float s = sum_of(column * TM + i);
+            if (LIMBS == 2) {
+                s = both_limbs(s, sum_of((column + RUN) * TM + i));
+            }
+            y[j * TM + i] = output_value(output_of(m0, lane_m() + i * LANES_M), t0, t, s);
         }
-    } else {
-        [[unroll]] for (uint first = 0; first < TN / 2; ++first) {
-            const uint j = first / RUN * 2 * RUN + first % RUN;
-            put_row_of_sums(m0, t0, j, j + RUN);
+    }
+    if (LOW_RANK != 0) {
+        for (uint k0 = 0; k0 < p.R; k0 += RANKS) {
+            barrier();
+            store_low_rank(m0, t0, k0);
+            barrier();
+            [[unroll]] for (uint k4 = 0; k4 < RANKS / 4; ++k4) {
+                vec4 z[OUT_N];
+                [[unroll]] for (uint j = 0; j < OUT_N; ++j) {
+                    z[j] = low_rank_z(token_of(lane_n() + column_of(j) * LANES_N), 4 * k4);
+                }
+                [[unroll]] for (uint k = 0; k < 4; ++k) {
+                    [[unroll]] for (uint i = 0; i < TM; ++i) {
+                        const float a = low_rank_p(lane_m() + i * LANES_M, 4 * k4 + k);
+                        [[unroll]] for (uint j = 0; j < OUT_N; ++j) {
+                            y[j * TM + i] = add_product(y[j * TM + i], a, z[j][k]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    [[unroll]] for (uint j = 0; j < OUT_N; ++j) {
+        const uint token = t0 + token_of(lane_n() + column_of(j) * LANES_N);
+        [[unroll]] for (uint i = 0; i < TM; ++i) {
+            write_output(output_of(m0, lane_m() + i * LANES_M), token, y[j * TM + i]);
         }
     }
 }

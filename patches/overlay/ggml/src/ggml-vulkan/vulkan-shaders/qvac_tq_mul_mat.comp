@@ -6,13 +6,16 @@
 //     forward   y[m, t] = sum_k w[k, m] * q[k, t]                 the sum runs along a row of W
 //     backward  y[m, t] = sum_k w[m, k] * q[k, t] + add[m, t]     it runs across the rows; TQ_BACK is defined
 //
+// A LOW_RANK_ADD behind either may be part of it (qvac_tq_output.glsl).
+//
 // A workgroup makes a tile of BM outputs by BN columns. A column is one limb of one token; of two limbs, 16 columns of
 // first limbs are followed by the 16 of the same tokens' second ones. Per BK steps of k the weights are unpacked, once a
 // tile, to signed bytes in shared memory, beside the tokens' bytes, both with k side by side; the next step's bytes are
 // brought to registers meanwhile. What multiplies differs by variant: plain integers, TQ_DOT (four products an
 // instruction) or TQ_COOPMAT (int8 cooperative matrices). The integers are the same.
 //
-// Rows and tokens beyond the end are read as the last one and not written.
+// With TQ_UNPACKED, W is such bytes already, for either direction (qvac_tq_unpack.comp), in rows up to whole tiles, and there are
+// tokens for a tile at least. Else rows and tokens beyond the end are read as the last one. None are written.
 
 #extension GL_EXT_control_flow_attributes : enable
 #extension GL_EXT_shader_16bit_storage : require
@@ -32,15 +35,16 @@ layout(constant_id = 3) const uint BK = 64;    // 64 or 128
 layout(constant_id = 4) const uint LIMBS = 1;
 layout(constant_id = 5) const uint MIXED = 0;  // whether the blocks of W differ in scale; not for TQ_COOPMAT
 layout(constant_id = 6) const uint STAGES = 1; // 2: the next step has shared memory of its own, and one barrier does
+layout(constant_id = 7) const uint LOW_RANK = 0; // whether there is a product of low rank to add
 #if defined(TQ_COOPMAT)
-layout(constant_id = 7) const uint WM = 64;    // a subgroup makes WM x WN of the tile
-layout(constant_id = 8) const uint WN = 32;
-layout(constant_id = 9) const uint TM = 16;    // in matrices of TM x TN, by TK steps of k
-layout(constant_id = 10) const uint TN = 16;
-layout(constant_id = 11) const uint TK = 32;
+layout(constant_id = 8) const uint WM = 64;    // a subgroup makes WM x WN of the tile
+layout(constant_id = 9) const uint WN = 32;
+layout(constant_id = 10) const uint TM = 16;   // in matrices of TM x TN, by TK steps of k
+layout(constant_id = 11) const uint TN = 16;
+layout(constant_id = 12) const uint TK = 32;
 #else
-layout(constant_id = 7) const uint TM = 8;     // an invocation makes TM x TN of the tile
-layout(constant_id = 8) const uint TN = 8;
+layout(constant_id = 8) const uint TM = 8;     // an invocation makes TM x TN of the tile
+layout(constant_id = 9) const uint TN = 8;
 #endif
 
 layout(local_size_x_id = 0, local_size_y = 1, local_size_z = 1) in;
@@ -54,22 +58,49 @@ layout(push_constant) uniform parameter {
     uint d_offset;
     uint add_offset;
     uint add;               // whether there is one
+    uint aligned;           // whether outputs and add can be had four at a time
     float d;                // the scale of W
+    uint R;                 // the length of the low-rank product's sum
+    uint nbp0; uint nbp1; uint nbz1;
+    uint p_offset; uint z_offset;
+    float scale;
 } p;
 
+#if defined(TQ_UNPACKED)
+layout(binding = 0) readonly buffer W { uvec4 data_w[]; };
+#else
 layout(binding = 0) readonly buffer W { uint16_t data_w[]; };
+#endif
 layout(binding = 1) readonly buffer Q { uvec4 data_q[]; };
 layout(binding = 1) readonly buffer S { float data_s[]; };
 layout(binding = 2) readonly buffer A { float data_add[]; };
-layout(binding = 3) writeonly buffer D { float data_d[]; };
+layout(binding = 2) readonly buffer A4 { vec4 data_add4[]; };
+layout(binding = 3) buffer D { float data_d[]; };
+layout(binding = 3) buffer D4 { vec4 data_d4[]; };
+layout(binding = 4) readonly buffer P { float data_p[]; };
+layout(binding = 5) readonly buffer Z { float data_z[]; };
 
+#if !defined(TQ_UNPACKED)
 #include "qvac_tq_weights.glsl"
+#endif
 
 // A row of the tile is BK bytes and 16 more, so that 16 bytes of neighbouring rows lie on different banks.
 const uint ROW    = BK / 16 + 1;
 const uint TILE_B = BM * ROW;
 const uint STAGE  = (BM + BN) * ROW;
+#if defined(TQ_COOPMAT)
+// In the end a subgroup puts columns of sums there, four in 16 bytes; neighbours lie on different banks here too. Behind them
+// all lies what a low-rank product reads.
+const uint LANES    = BLOCK_SIZE / ((BM / WM) * (BN / WN));
+const uint OUT_VECS = WM / 4;
+const uint OUT_ROW  = OUT_VECS + 1;
+const uint OUT_END  = BLOCK_SIZE / LANES * LIMBS * TN * OUT_ROW;
+const uint OUT_ALL  = OUT_END + (LOW_RANK != 0 ? 2 * (BM + BN / LIMBS) : 0);
+shared uvec4 tile[STAGES * STAGE > OUT_ALL ? STAGES * STAGE : OUT_ALL];
+#else
+const uint OUT_END = 0;
 shared uvec4 tile[STAGES * STAGE];
+#endif
 
 // Where the tile of a step begins.
 uint tile_of(const uint step) {
@@ -77,6 +108,8 @@ uint tile_of(const uint step) {
 }
 
 const uint LIMB_RUN = 16; // columns of one limb side by side
+
+#if !defined(TQ_UNPACKED)
 
 uint word(const uint block, const uint w) {
     return uint(data_w[block * BLOCK_WORDS + w]);
@@ -90,11 +123,36 @@ void put_word(const uint step, const uint row, const uint k4, const uint v) {
     tile[tile_of(step) + row * ROW + k4 / 4][k4 % 4] = v;
 }
 
+#endif
+
+// --- what an invocation brings to shared memory: units number item(0), item(1) ... ---
+
+uint item(const uint j) {
+    return gl_LocalInvocationID.x + j * BLOCK_SIZE;
+}
+
+const uint STEP_VECS = BK / 16;                // 16 bytes each, in a row of the tile
+const uint ITEM_ROWS = BLOCK_SIZE / STEP_VECS; // rows that one item of all invocations makes, of such units
+
 // --- weights: from memory to registers, and decoded from there to shared memory ---
 
-const uint STEP_QUADS = BK / QUAD;
+#if defined(TQ_UNPACKED)
 
-#if !defined(TQ_BACK)
+// Rows are there up to whole tiles, and so what an invocation reads lies at constant distances.
+const uint A_UNITS = BM * STEP_VECS;
+
+uvec4 load_a(const uint j, const uint m0, const uint step) {
+    const uint begin = p.w_offset + (m0 + item(0) / STEP_VECS) * p.w_stride + item(0) % STEP_VECS;
+    return data_w[begin + j * ITEM_ROWS * p.w_stride + step * STEP_VECS];
+}
+
+void store_a(const uint j, const uvec4 raw, const uint m0, const uint step) {
+    tile[tile_of(step) + (item(0) / STEP_VECS + j * ITEM_ROWS) * ROW + item(0) % STEP_VECS] = raw;
+}
+
+#elif !defined(TQ_BACK)
+
+const uint STEP_QUADS = BK / QUAD;
 
 // A unit is four bytes of a column, hence four weights in each chunk of a quad. Neighbours read neighbouring bytes.
 const uint A_UNITS = BM * STEP_QUADS * 4;
@@ -105,20 +163,20 @@ unit unit_of(const uint i) {
     return unit(i % 4, i / 4 % STEP_QUADS, i / 4 / STEP_QUADS);
 }
 
-uvec4 load_a(const uint i, const uint m0, const uint step) {
-    const unit u     = unit_of(i);
+uvec4 load_a(const uint j, const uint m0, const uint step) {
+    const unit u     = unit_of(item(j));
     const uint quad  = step * STEP_QUADS + u.quad;
     const uint block = p.w_offset + min(m0 + u.row, p.M - 1) * p.w_stride + quad / QUADS;
     uvec4 raw;
-    [[unroll]] for (uint j = 0; j < COLUMNS; ++j) {
-        const uint column = quad_column(quad % QUADS, j);
-        raw[j] = word(block, column_word(column, 2 * u.part)) | (word(block, column_word(column, 2 * u.part + 1)) << 16);
+    [[unroll]] for (uint c = 0; c < COLUMNS; ++c) {
+        const uint column = quad_column(quad % QUADS, c);
+        raw[c] = word(block, column_word(column, 2 * u.part)) | (word(block, column_word(column, 2 * u.part + 1)) << 16);
     }
     return raw;
 }
 
-void store_a(const uint i, const uvec4 raw, const uint m0, const uint step) {
-    const unit u    = unit_of(i);
+void store_a(const uint j, const uvec4 raw, const uint m0, const uint step) {
+    const unit u    = unit_of(item(j));
     const uint quad = (step * STEP_QUADS + u.quad) % QUADS;
     [[unroll]] for (uint c = 0; c < 4; ++c) {
         const uint from = c < second_column_from(quad) ? raw[0] : raw[COLUMNS - 1];
@@ -138,21 +196,21 @@ unit unit_of(const uint i) {
     return unit(i % 8, i / 8 % (BM / QUAD), i / 8 / (BM / QUAD));
 }
 
-uvec4 load_a(const uint i, const uint m0, const uint step) {
-    const unit u     = unit_of(i);
+uvec4 load_a(const uint j, const uint m0, const uint step) {
+    const unit u     = unit_of(item(j));
     const uint quad  = m0 / QUAD + u.quad;
     const uint block = p.w_offset + (step * BK + 4 * u.k4) * p.w_stride + quad / QUADS;
     uvec4 raw;
-    [[unroll]] for (uint j = 0; j < COLUMNS; ++j) {
-        const uint w = column_word(quad_column(quad % QUADS, j), u.pair);
-        raw[2 * j]     = word(block, w) | (word(block + p.w_stride, w) << 16);
-        raw[2 * j + 1] = word(block + 2 * p.w_stride, w) | (word(block + 3 * p.w_stride, w) << 16);
+    [[unroll]] for (uint c = 0; c < COLUMNS; ++c) {
+        const uint w = column_word(quad_column(quad % QUADS, c), u.pair);
+        raw[2 * c]     = word(block, w) | (word(block + p.w_stride, w) << 16);
+        raw[2 * c + 1] = word(block + 2 * p.w_stride, w) | (word(block + 3 * p.w_stride, w) << 16);
     }
     return raw;
 }
 
-void store_a(const uint i, const uvec4 raw, const uint m0, const uint step) {
-    const unit u    = unit_of(i);
+void store_a(const uint j, const uvec4 raw, const uint m0, const uint step) {
+    const unit u    = unit_of(item(j));
     const uint quad = (m0 / QUAD + u.quad) % QUADS;
     [[unroll]] for (uint c = 0; c < 4; ++c) {
         const bool first = c < second_column_from(quad);
@@ -170,7 +228,7 @@ void store_a(const uint i, const uvec4 raw, const uint m0, const uint step) {
 
 // --- tokens: 16 bytes at a time ---
 
-const uint B_UNITS = BN * (BK / 16);
+const uint B_UNITS = BN * STEP_VECS;
 
 // Which token of the tile a column belongs to, and which limb it is.
 uint token_of(const uint column) {
@@ -181,9 +239,20 @@ uint limb_of(const uint column) {
     return LIMBS == 1 ? 0 : column / LIMB_RUN % 2;
 }
 
-uvec4 load_b(const uint i, const uint t0, const uint step) {
-    const uint column = i / (BK / 16);
-    const uint chunk  = step * (BK / 16) + i % (BK / 16);
+#if defined(TQ_UNPACKED)
+
+uvec4 load_b(const uint j, const uint t0, const uint step) {
+    const uint column = item(0) / STEP_VECS;
+    const uint begin  = p.q_offset + (t0 + token_of(column)) * p.q_stride + limb_of(column) * (p.K / 16) + item(0) % STEP_VECS;
+    const uint next   = j * ITEM_ROWS;
+    return data_q[begin + token_of(next) * p.q_stride + limb_of(next) * (p.K / 16) + step * STEP_VECS];
+}
+
+#else
+
+uvec4 load_b(const uint j, const uint t0, const uint step) {
+    const uint column = item(j) / STEP_VECS;
+    const uint chunk  = step * STEP_VECS + item(j) % STEP_VECS;
 #if defined(TQ_BACK)
     const uint k16 = chunk;
 #else
@@ -193,84 +262,58 @@ uvec4 load_b(const uint i, const uint t0, const uint step) {
     return data_q[p.q_offset + token * p.q_stride + limb_of(column) * (p.K / 16) + k16];
 }
 
-void store_b(const uint i, const uvec4 v, const uint step) {
-    tile[tile_of(step) + TILE_B + i / (BK / 16) * ROW + i % (BK / 16)] = v;
+#endif
+
+void store_b(const uint j, const uvec4 v, const uint step) {
+    tile[tile_of(step) + TILE_B + (item(0) / STEP_VECS + j * ITEM_ROWS) * ROW + item(0) % STEP_VECS] = v;
 }
 
 // --- a step: between registers and shared memory ---
 
-#define LOAD_STEP(step)                                                   \
-    [[unroll]] for (uint j = 0; j < A_ITEMS; ++j) {                       \
-        if (A_UNITS % BLOCK_SIZE == 0 || tid + j * BLOCK_SIZE < A_UNITS) { \
-            next_a[j] = load_a(tid + j * BLOCK_SIZE, m0, step);           \
-        }                                                                 \
-    }                                                                     \
-    [[unroll]] for (uint j = 0; j < B_ITEMS; ++j) {                       \
-        if (B_UNITS % BLOCK_SIZE == 0 || tid + j * BLOCK_SIZE < B_UNITS) { \
-            next_b[j] = load_b(tid + j * BLOCK_SIZE, t0, step);           \
-        }                                                                 \
+#define LOAD_STEP(step)                                           \
+    [[unroll]] for (uint j = 0; j < A_ITEMS; ++j) {               \
+        if (A_UNITS % BLOCK_SIZE == 0 || item(j) < A_UNITS) {     \
+            next_a[j] = load_a(j, m0, step);                      \
+        }                                                         \
+    }                                                             \
+    [[unroll]] for (uint j = 0; j < B_ITEMS; ++j) {               \
+        if (B_UNITS % BLOCK_SIZE == 0 || item(j) < B_UNITS) {     \
+            next_b[j] = load_b(j, t0, step);                      \
+        }                                                         \
     }
 
-#define STORE_STEP(step)                                                  \
-    [[unroll]] for (uint j = 0; j < A_ITEMS; ++j) {                       \
-        if (A_UNITS % BLOCK_SIZE == 0 || tid + j * BLOCK_SIZE < A_UNITS) { \
-            store_a(tid + j * BLOCK_SIZE, next_a[j], m0, step);           \
-        }                                                                 \
-    }                                                                     \
-    [[unroll]] for (uint j = 0; j < B_ITEMS; ++j) {                       \
-        if (B_UNITS % BLOCK_SIZE == 0 || tid + j * BLOCK_SIZE < B_UNITS) { \
-            store_b(tid + j * BLOCK_SIZE, next_b[j], step);               \
-        }                                                                 \
+#define STORE_STEP(step)                                          \
+    [[unroll]] for (uint j = 0; j < A_ITEMS; ++j) {               \
+        if (A_UNITS % BLOCK_SIZE == 0 || item(j) < A_UNITS) {     \
+            store_a(j, next_a[j], m0, step);                      \
+        }                                                         \
+    }                                                             \
+    [[unroll]] for (uint j = 0; j < B_ITEMS; ++j) {               \
+        if (B_UNITS % BLOCK_SIZE == 0 || item(j) < B_UNITS) {     \
+            store_b(j, next_b[j], step);                          \
+        }                                                         \
     }
 
-// --- what becomes of the sums ---
-
-// The correctly rounded x/254, as over_254 of ternary.h.
-float over_254(const float x) {
-    const float r = uintBitsToFloat(0x3b810204u); // 1/254
-    precise const float q        = x * r;
-    precise const float residual = (x - 256.0 * q) + 2.0 * q;
-    precise const float quotient = q + residual * r;
-    return quotient;
-}
-
-float both_limbs(const float s1, const float s2) {
-    precise const float s = s1 + over_254(s2);
-    return s;
-}
-
-// Output `m` of the tile.
-uint output_of(const uint m0, const uint m) {
-#if defined(TQ_BACK)
-    const uint chunk = m0 / CHUNK + m / CHUNK;
-    return chunk / 16 * BLOCK + chunk_begin(chunk % 16) + m % CHUNK;
+#if defined(TQ_COOPMAT)
+#define OUTPUTS 4
+#define FLOATS vec4
 #else
-    return m0 + m;
+#define OUTPUTS 1
+#define FLOATS float
 #endif
-}
-
-// `sum` holds the weights' scales already where they are mixed.
-void put(const uint m, const uint token, const float sum) {
-    if (m >= p.M || token >= p.N) {
-        return;
-    }
-    const float scale = data_s[4 * (p.q_offset + token * p.q_stride + LIMBS * (p.K / 16))];
-    precise const float factor = MIXED != 0 ? scale : scale * p.d;
-    precise float y = sum * factor;
-    if (p.add != 0) {
-        y = y + data_add[p.add_offset + token * p.M + m];
-    }
-    data_d[p.d_offset + token * p.M + m] = y;
-}
+#include "qvac_tq_output.glsl"
 
 #if !defined(TQ_COOPMAT)
 #include "qvac_tq_dot.glsl"
 #endif
 
 void main() {
-    const uint tid = gl_LocalInvocationID.x;
-    const uint m0  = gl_WorkGroupID.x * BM;
-    const uint t0  = gl_WorkGroupID.y * (BN / LIMBS);
+    const uint m0 = gl_WorkGroupID.x * BM;
+#if defined(TQ_UNPACKED)
+    const uint t0 = min(gl_WorkGroupID.y * (BN / LIMBS), p.N - BN / LIMBS); // the last tile goes over tokens once more
+#else
+    const uint t0 = gl_WorkGroupID.y * (BN / LIMBS);
+#endif
 
 #if defined(TQ_COOPMAT)
     const uint sub_m = gl_SubgroupID % (BM / WM) * WM;
@@ -291,6 +334,7 @@ void main() {
     uvec4 next_b[B_ITEMS];
 
     const uint steps = p.K / BK;
+    load_factors(t0);
     LOAD_STEP(0)
     STORE_STEP(0)
     barrier();
@@ -328,26 +372,58 @@ void main() {
     }
 
 #if defined(TQ_COOPMAT)
-    // A subgroup's part of the tile, which is no longer read, takes its matrices one at a time, one of each limb: outputs
-    // side by side, token after token.
-    const uint ONE  = TM * TN / 4;
-    const uint area = gl_SubgroupID * LIMBS * ONE;
-    // (Loops count in ones: in steps of a specialization constant not every driver unrolls, and then sums live in memory.)
+    // A subgroup's part of the tile, which is no longer read, takes its sums 16 columns at a time (of each limb): outputs side
+    // by side, token after token. An invocation takes four outputs, the same of every token. What handles them is a loop that
+    // is not unrolled: its code would be so much that fetching it takes as long as the tile.
+    // (Loops over `sums` count in ones: in steps of a specialization constant not every driver unrolls, and then they live in
+    // memory.)
+    const uint vec    = gl_SubgroupInvocationID % OUT_VECS;
+    const uint first  = gl_SubgroupInvocationID / OUT_VECS;
+    const uint area   = gl_SubgroupID * LIMBS * TN * OUT_ROW + vec;
+    const uint m      = output_of(m0, sub_m + vec * 4);
+    vec4 a[RANKS];
+    if (LOW_RANK != 0) {
+        store_low_rank(m0, t0, 0);
+        barrier();
+        [[unroll]] for (uint k = 0; k < RANKS; ++k) {
+            a[k] = low_rank_p(sub_m + vec * 4, k);
+        }
+    }
     [[unroll]] for (uint pair = 0; pair < NS / LIMBS; ++pair) {
-        const uint j = pair * LIMBS;
-        [[unroll]] for (uint i = 0; i < MS; ++i) {
-            [[unroll]] for (uint l = 0; l < LIMBS; ++l) {
-                coopMatStore(sums[(j + l) * MS + i], tile, area + l * ONE, TM / 4, gl_CooperativeMatrixLayoutColumnMajor);
+        [[unroll]] for (uint l = 0; l < LIMBS; ++l) {
+            [[unroll]] for (uint i = 0; i < MS; ++i) {
+                coopMatStore(sums[(pair * LIMBS + l) * MS + i], tile, area - vec + l * TN * OUT_ROW + i * TM / 4, OUT_ROW,
+                             gl_CooperativeMatrixLayoutColumnMajor);
             }
-            controlBarrier(gl_ScopeSubgroup, gl_ScopeSubgroup, gl_StorageSemanticsShared, gl_SemanticsAcquireRelease);
-            for (uint e = gl_SubgroupInvocationID; e < TM * TN; e += gl_SubgroupSize) {
-                float s = float(int(tile[area + e / 4][e % 4]));
-                if (LIMBS == 2) {
-                    s = both_limbs(s, float(int(tile[area + ONE + e / 4][e % 4])));
-                }
-                put(output_of(m0, sub_m + i * TM + e % TM), t0 + token_of(sub_n + j * TN) + e / TM, s);
+        }
+        controlBarrier(gl_ScopeSubgroup, gl_ScopeSubgroup, gl_StorageSemanticsShared, gl_SemanticsAcquireRelease);
+        const uint t = token_of(sub_n + pair * LIMBS * TN);
+        [[dont_unroll]] for (uint i = first; i < TN; i += LANES / OUT_VECS) {
+            vec4 y = vec4(ivec4(tile[area + i * OUT_ROW]));
+            if (LIMBS == 2) {
+                y = both_limbs(y, vec4(ivec4(tile[area + (TN + i) * OUT_ROW])));
             }
-            controlBarrier(gl_ScopeSubgroup, gl_ScopeSubgroup, gl_StorageSemanticsShared, gl_SemanticsAcquireRelease);
+            y = output_value(m, t0, t + i, y);
+            if (LOW_RANK != 0) {
+                y = add_low_rank(y, a, t + i);
+            }
+            write_output(m, t0 + t + i, y);
+        }
+        controlBarrier(gl_ScopeSubgroup, gl_ScopeSubgroup, gl_StorageSemanticsShared, gl_SemanticsAcquireRelease);
+    }
+    // Further values of k come onto what each invocation has written.
+    if (LOW_RANK != 0) {
+        for (uint k0 = RANKS; k0 < p.R; k0 += RANKS) {
+            barrier();
+            store_low_rank(m0, t0, k0);
+            barrier();
+            [[unroll]] for (uint k = 0; k < RANKS; ++k) {
+                a[k] = low_rank_p(sub_m + vec * 4, k);
+            }
+            [[dont_unroll]] for (uint i = first; i < WN / LIMBS; i += LANES / OUT_VECS) {
+                const uint t = token_of(sub_n) + i;
+                write_output(m, t0 + t, add_low_rank(read_output(m, t0 + t), a, t));
+            }
         }
     }
 #else
