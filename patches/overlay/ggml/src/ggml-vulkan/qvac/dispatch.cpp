@@ -103,6 +103,7 @@ void ggml_vk_qvac_load_shaders(vk_device & device, const vk_qvac_create_pipeline
     ggml_vk_qvac_load_ternary(device, create);
     ggml_vk_qvac_load_ternary_unpack(device, create);
     ggml_vk_qvac_load_ternary_vec(device, create);
+    ggml_vk_qvac_load_program(device, create);
     ggml_vk_qvac_load_low_rank(device, create);
     ggml_vk_qvac_load_attention(device, create);
     ggml_vk_qvac_load_rms_norm(device, create);
@@ -156,15 +157,33 @@ vk_qvac_answer ggml_vk_qvac_supports_op(const vk_device & device, const ggml_ten
     return supported ? vk_qvac_answer::yes : vk_qvac_answer::no;
 }
 
-void ggml_vk_qvac_graph_begin(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph) {
+bool ggml_vk_qvac_graph_begin(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph) {
     if (!ctx->qvac) {
         ctx->qvac = std::make_shared<vk_qvac_context>();
     }
     ggml_vk_qvac_ternary_graph_begin(ctx, cgraph);
     ggml_vk_qvac_vec_graph_begin(ctx);
+    ctx->qvac->program.cgraph = nullptr;
+    return !ctx->qvac->program.failed;
+}
+
+void ggml_vk_qvac_synchronized(ggml_backend_vk_context * ctx) {
+    if (ctx->qvac) {
+        ggml_vk_qvac_program_synchronized(ctx);
+    }
+}
+
+int ggml_vk_qvac_last_of_run(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph, int node_idx) {
+    const int count = ctx->device->disable_fusion ? 0 : ggml_vk_qvac_find_program(ctx, cgraph, node_idx);
+    return count > 0 ? node_idx + count - 1 : node_idx;
 }
 
 bool ggml_vk_qvac_fuse(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph, int node_idx, const char ** name, bool * elementwise) {
+    if (ctx->qvac->program.cgraph == cgraph && ctx->qvac->program.last == node_idx) {
+        ctx->num_additional_fused_ops = 0;
+        *name = "TQ_PROGRAM";
+        return true;
+    }
     if (ggml_vk_qvac_fuse_generation(ctx, cgraph, node_idx, name, elementwise)) {
         return true;
     }
@@ -200,7 +219,8 @@ void ggml_vk_qvac_written(ggml_tensor * tensor) {
 }
 
 bool ggml_vk_qvac_dispatch(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_cgraph * cgraph, int node_idx) {
-    if (ggml_vk_qvac_fused(ctx, subctx, cgraph, node_idx) || ggml_vk_qvac_fused_quantize(ctx, subctx, cgraph, node_idx)) {
+    if (ggml_vk_qvac_record_program(ctx, subctx, cgraph, node_idx) || ggml_vk_qvac_fused(ctx, subctx, cgraph, node_idx) ||
+        ggml_vk_qvac_fused_quantize(ctx, subctx, cgraph, node_idx)) {
         return true;
     }
     ggml_tensor * node = cgraph->nodes[node_idx];

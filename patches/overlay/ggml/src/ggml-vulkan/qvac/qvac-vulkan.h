@@ -24,8 +24,11 @@ enum class vk_qvac_answer {
 
 vk_qvac_answer ggml_vk_qvac_supports_op(const vk_device & device, const ggml_tensor * op);
 
-// A graph begins: nothing of an earlier one holds any more.
-void ggml_vk_qvac_graph_begin(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph);
+// A graph begins: nothing of an earlier one holds any more. Says false where that one failed.
+bool ggml_vk_qvac_graph_begin(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph);
+
+// The last node of a run that we record as one when its turn comes, if one begins with `node_idx`; else `node_idx`.
+int ggml_vk_qvac_last_of_run(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph, int node_idx);
 
 // Whether we decide how many nodes from `node_idx` on are recorded as one; then ctx->num_additional_fused_ops,
 // `name` and the first `elementwise` are set as upstream's own fusions set them.
@@ -37,6 +40,9 @@ bool ggml_vk_qvac_fusion_is_checked(const ggml_backend_vk_context * ctx);
 
 // Records the node (and those fused with it) and says true, or leaves it to upstream and says false.
 bool ggml_vk_qvac_dispatch(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_cgraph * cgraph, int node_idx);
+
+// What was recorded is done.
+void ggml_vk_qvac_synchronized(ggml_backend_vk_context * ctx);
 
 // The order of a graph's nodes is settled, their memory not yet: says what has to be kept for nodes that are fused.
 void ggml_vk_qvac_graph_optimized(const ggml_cgraph * cgraph, ggml_backend_graph_optimize_params * params);

@@ -5,6 +5,7 @@
 
 #include "../ggml-vulkan-common.h"
 #include "fusion_quantize.h"
+#include "program.h"
 #include "rows.h"
 #include "ternary.h"
 #include "ternary_vec.h"
@@ -58,6 +59,7 @@ struct vk_qvac_device {
     vk_pipeline out_prod_sum;
     vk_qvac_ternary_pipelines ternary;
     vk_qvac_vec_pipelines ternary_vec;
+    vk_qvac_program_pipelines program;
     vk_pipeline low_rank_project[2];            // aligned
     vk_pipeline low_rank_project_along_k[2][2]; // aligned, many tokens
     vk_pipeline low_rank_add[2];                // p along k
@@ -83,4 +85,5 @@ struct vk_qvac_context {
     vk_qvac_vec_wish vec_wish;
     vk_qvac_fusion fusion;
     vk_qvac_quantize_fusion quantize_fusion;
+    vk_qvac_program program;
 };

@@ -123,6 +123,8 @@ void ggml_vk_qvac_unpack_ahead(ggml_backend_vk_context * ctx, vk_context & subct
 void ggml_vk_qvac_ternary_scan(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph);
 // The host wrote into `tensor`.
 void ggml_vk_qvac_ternary_written(ggml_tensor * tensor);
+// How often that has been, of ternary tensors.
+uint64_t ggml_vk_qvac_ternary_writes();
 qvac::tq_scales ggml_vk_qvac_ternary_scales(const ggml_backend_vk_context * ctx, const ggml_tensor * w);
 
 // ternary.cpp

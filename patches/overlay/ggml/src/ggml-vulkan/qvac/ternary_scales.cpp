@@ -5,6 +5,8 @@
 
 #include "ops.h"
 
+#include <atomic>
+
 namespace {
 
 using qvac::tq_scale;
@@ -101,11 +103,18 @@ void ggml_vk_qvac_ternary_scan(ggml_backend_vk_context * ctx, const ggml_cgraph 
     }
 }
 
+static std::atomic<uint64_t> writes;
+
 void ggml_vk_qvac_ternary_written(ggml_tensor * tensor) {
     ggml_tensor * root = root_of(tensor);
     if (qvac::is_ternary(root->type) && (uintptr_t) root->extra < TAG_LIMIT) {
         root->extra = nullptr;
+        ++writes;
     }
+}
+
+uint64_t ggml_vk_qvac_ternary_writes() {
+    return writes;
 }
 
 tq_scales ggml_vk_qvac_ternary_scales(const ggml_backend_vk_context * ctx, const ggml_tensor * w) {

@@ -28,7 +28,8 @@ constexpr uint32_t PORTABLE_LANES = 32;
 constexpr uint32_t SHARED_REST = BLOCK_SIZE * sizeof(float) + 128;
 
 // QVAC_VK_VEC=name=value,... for measuring: `rows` at a time (1, 2, 4; 0: by the size of the matrix), `unroll`, `wgs` (the
-// most workgroups a core), `quantize` (0: a token is quantized by a dispatch of its own), `fuse` (0: nothing is fused).
+// most workgroups a core), `quantize` (0: a token is quantized by a dispatch of its own), `fuse` (0: nothing is fused);
+// `program` is read by program.cpp.
 struct tuning {
     uint32_t rows     = 0;
     uint32_t unroll   = 2;

@@ -47,6 +47,16 @@ struct vk_qvac_vec_job {
     int64_t             tokens;
 };
 
+// The nodes of a job, from one on.
+struct vk_qvac_vec_nodes {
+    vk_qvac_vec_job job;
+    int             count;
+    int             results[VK_QVAC_VEC_MAX_MATRICES]; // those that write, behind the first node
+    int             add = -1;                          // the ADD, likewise
+
+    int n_results() const { return job.glu ? 1 : job.n_matrices; }
+};
+
 // As the shader has it.
 struct vk_qvac_vec_push_constants {
     uint32_t n, row_halves, units, tokens;
@@ -97,6 +107,17 @@ bool ggml_vk_qvac_vec_can_stack(const ggml_tensor * w0, const ggml_tensor * w1);
 // Says false where the job is none for this shader but for the tiles of ternary.cpp.
 bool ggml_vk_qvac_plan_vec(const ggml_backend_vk_context * ctx, const vk_qvac_vec_job & job, vk_qvac_vec_plan & plan);
 void ggml_vk_qvac_vec(ggml_backend_vk_context * ctx, vk_context & subctx, vk_qvac_vec_plan & plan);
+
+// token_nodes.cpp
+
+// The node, if it is to be computed; or null.
+const ggml_tensor * ggml_vk_qvac_computed_node(const ggml_cgraph * cgraph, int k);
+// The next node from k on that makes something: no view, and nothing the scheduler put among them to be left out.
+int ggml_vk_qvac_skip_views(const ggml_cgraph * cgraph, int k);
+// Whether the node picks one row of one: a copy.
+bool ggml_vk_qvac_is_the_row(const ggml_tensor * node);
+// Whether the nodes from `begin` on are a product with what stands around it.
+bool ggml_vk_qvac_match_vec(const ggml_cgraph * cgraph, int begin, vk_qvac_vec_nodes & found);
 
 // fusion.cpp
 

@@ -73,8 +73,7 @@ shared float token_scales[COLS];
 // Partial sums: of the norm, of lanes without subgroup operations, and the blocks' products of mixed scales.
 shared float partial[BLOCK_SIZE];
 
-float s_value;
-float s_tiny;
+token_scaling scaling;
 float norm_scale;
 
 uint lane() {
@@ -184,13 +183,9 @@ void find_scales() {
     }
     top = top_of_all(top);
 
-    const bool finite = top < INF_BITS;
-    const bool zero   = !finite || top < AMAX_MIN;
-    const uint s_bits = zero ? 0 : token_inverse(top);
-    s_value = uintBitsToFloat(s_bits);
-    s_tiny  = zero ? 0.0 : token_tiny(s_bits);
+    scaling = scaling_of(top);
     if (gl_LocalInvocationID.x == 0) {
-        token_scales[0] = uintBitsToFloat(!finite ? NAN_BITS : zero ? 0 : token_scale(top));
+        token_scales[0] = scaling.factor;
     }
 }
 
@@ -202,13 +197,13 @@ uint token_half(const uint token, const uint i) {
     if (SOURCE == 0) {
         return (data_x[p.x_offset + token * p.x_stride + i / 4] >> (i % 4 * 8)) & 0xffffu;
     }
-    if (s_value == 0.0) {
+    if (scaling.value == 0.0) {
         return 0; // x may be no number
     }
     const vec2 x    = data_x2[(p.x_offset + i) / 2];
     const vec2 norm = SOURCE == 2 ? data_norm2[(p.norm_offset + i) / 2] : vec2(1.0);
-    return uint(token_byte(float_of(x.x, norm.x), s_value, s_tiny) & 0xff) |
-           (uint(token_byte(float_of(x.y, norm.y), s_value, s_tiny) & 0xff) << 8);
+    return uint(token_byte(float_of(x.x, norm.x), scaling.value, scaling.tiny) & 0xff) |
+           (uint(token_byte(float_of(x.y, norm.y), scaling.value, scaling.tiny) & 0xff) << 8);
 }
 
 // `count` words of the row's stream, from `first` on, to shared memory, with zeros behind the row.

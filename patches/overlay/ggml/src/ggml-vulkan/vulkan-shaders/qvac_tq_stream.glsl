@@ -45,7 +45,8 @@ uint stream_index(const uint h, const uint d, const uint row_halves) {
 // The digits of a word of weights, one after another.
 struct digit_reader {
 #if defined(DATA_A_TQ1_0)
-    uint even, odd; // what is left of bytes 0 and 2, and of bytes 1 and 3, in 16 bits each
+    uint even, odd; // bytes 0 and 2, and bytes 1 and 3, in 16 bits each, times a power of 3
+    uint before;    // the digits of before, as numbers
 #else
     uint rest;
 #endif
@@ -53,7 +54,7 @@ struct digit_reader {
 
 digit_reader digits_of(const uint word) {
 #if defined(DATA_A_TQ1_0)
-    return digit_reader(word & 0x00ff00ffu, (word >> 8) & 0x00ff00ffu);
+    return digit_reader(word & 0x00ff00ffu, (word >> 8) & 0x00ff00ffu, 0);
 #else
     return digit_reader(word);
 #endif
@@ -62,12 +63,14 @@ digit_reader digits_of(const uint word) {
 // Four codes as bytes.
 uint next_digits(inout digit_reader r) {
 #if defined(DATA_A_TQ1_0)
-    // A byte is ceil(v * 256/243): the next digit is what three times the byte carries into the ninth and tenth bit.
-    const uint even  = r.even * 3;
-    const uint odd   = r.odd * 3;
-    r.even           = even & 0x00ff00ffu;
-    r.odd            = odd & 0x00ff00ffu;
-    return ((even >> 8) & 0x00ff00ffu) | (odd & 0xff00ff00u);
+    // A byte is ceil(v * 256/243) of a v of five digits: 3^k times the byte has the first k of them above its lowest 8 bits,
+    // as a number of at most 242. Three times the number of before taken off, the k-th digit is left; no byte borrows.
+    r.even *= 3;
+    r.odd  *= 3;
+    const uint number = ((r.even >> 8) & 0x00ff00ffu) | (r.odd & 0xff00ff00u);
+    const uint digits = number - 3 * r.before;
+    r.before = number;
+    return digits;
 #else
     const uint codes = r.rest & 0x03030303u;
     r.rest >>= 2;

@@ -66,3 +66,35 @@ int token_byte(const float x, const float s, const float s_tiny) {
 float token_tiny(const uint s_bits) {
     return uintBitsToFloat(s_bits >= (uint(127 + 24) << 23) ? s_bits - (149u << 23) : 0);
 }
+
+// What a token of the largest magnitude `top` is multiplied with: 0 for no numbers and for zeros.
+struct token_scaling {
+    float value;
+    float tiny;
+    float factor; // what its integers are multiplied with in the end
+};
+
+token_scaling scaling_of(const uint top) {
+    const bool finite = top < INF_BITS;
+    const bool zero   = !finite || top < AMAX_MIN;
+    const uint s_bits = zero ? 0 : token_inverse(top);
+    token_scaling s;
+    s.value  = uintBitsToFloat(s_bits);
+    s.tiny   = zero ? 0.0 : token_tiny(s_bits);
+    s.factor = uintBitsToFloat(!finite ? NAN_BITS : zero ? 0 : token_scale(top));
+    return s;
+}
+
+// Four values as bytes of a word. Where no denormal reaches an integer, none need be told apart, and nothing is clamped: the
+// largest value times s rounds to 127.
+uint token_bytes(const vec4 x, const token_scaling s) {
+    precise vec4 u = x * s.value;
+    if (s.tiny != 0.0) {
+        const uvec4 bits = floatBitsToUint(x);
+        precise const vec4 tiny = vec4(bits & 0x7fffffu) * s.tiny;
+        u = mix(u, uintBitsToFloat(floatBitsToUint(tiny) | (bits & 0x80000000u)), equal(bits & INF_BITS, uvec4(0)));
+    }
+    precise const vec4 y = u + 12582912.0;
+    const uvec4 b = floatBitsToUint(y) & 0xffu;
+    return b.x | (b.y << 8) | (b.z << 16) | (b.w << 24);
+}
