@@ -17,7 +17,7 @@ constexpr uint32_t BLOCK_SIZE = 256;
 constexpr int64_t MAX_TILE = 128;
 
 // Weights an invocation unpacks, forward and backward.
-constexpr int64_t WEIGHTS[2] = { 16, 128 };
+constexpr int64_t WEIGHTS[2] = { 64, 128 };
 
 void record(ggml_backend_vk_context * ctx, vk_context & subctx, const vk_qvac_unpacking & u) {
     vk_qvac_unpack_state & state    = ctx->qvac->ternary.unpack;
