@@ -1,7 +1,7 @@
 // Ternary weights as plain bytes in scratch memory (qvac_tq_unpack.comp), for products of many tokens: tiles that read bytes
 // multiply half as fast again as tiles that unpack for themselves, whatever the weights' type and the direction.
 //
-// One matrix at a time, and the next one's while a product runs: that takes no time of its own, and no further barrier.
+// One matrix at a time, and the next one's behind a product with no barrier between, so that they may run side by side.
 // Two slots take turns. What is unpacked goes into the slot of the product before the last one recorded, and the barrier
 // that the last one waited at lies between.
 
