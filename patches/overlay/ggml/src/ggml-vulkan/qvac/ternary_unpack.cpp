@@ -1,7 +1,7 @@
 // Ternary weights as plain bytes in scratch memory (qvac_tq_unpack.comp), for products of many tokens: tiles that read bytes
 // multiply half as fast again as tiles that unpack for themselves, whatever the weights' type and the direction.
 //
-// One matrix at a time, and the next one's while a product runs: that takes no time of its own, and no further barrier.
+// One matrix at a time, and the next one's behind a product with no barrier between, so that they may run side by side.
 // Two slots take turns. What is unpacked goes into the slot of the product before the last one recorded, and the barrier
 // that the last one waited at lies between.
 
@@ -17,7 +17,7 @@ constexpr uint32_t BLOCK_SIZE = 256;
 constexpr int64_t MAX_TILE = 128;
 
 // Weights an invocation unpacks, forward and backward.
-constexpr int64_t WEIGHTS[2] = { 16, 128 };
+constexpr int64_t WEIGHTS[2] = { 64, 128 };
 
 void record(ggml_backend_vk_context * ctx, vk_context & subctx, const vk_qvac_unpacking & u) {
     vk_qvac_unpack_state & state    = ctx->qvac->ternary.unpack;

@@ -20,11 +20,7 @@ layout(push_constant) uniform parameter {
 } p;
 
 layout(binding = 0) readonly buffer W { uint16_t data_w[]; };
-#if defined(TQ_BACK)
 layout(binding = 1) writeonly buffer D { uvec4 data_d[]; };
-#else
-layout(binding = 1) writeonly buffer D { uint data_d[]; };
-#endif
 
 #include "qvac_tq_weights.glsl"
 
@@ -34,25 +30,30 @@ uint word(const uint block, const uint w) {
 
 #if !defined(TQ_BACK)
 
-// An invocation unpacks four bytes of a quad's column: four weights in each of four chunks. Neighbours read and write neighbours.
+// An invocation unpacks a quad: four chunks of 16 weights.
 void main() {
-    const uint i     = gl_GlobalInvocationID.x;
-    const uint part  = i % 4;
-    const uint quad  = i / 4 % QUADS;
-    const uint block = i / 4 / QUADS;
-    if (block >= p.rows * (p.columns / BLOCK)) {
+    const uint i = gl_GlobalInvocationID.x;
+    if (i >= p.rows * (p.columns / QUAD)) {
         return;
     }
-    uint raw[COLUMNS];
+    const uint block = i / QUADS;
+    const uint quad  = i % QUADS;
+    uvec4 raw[COLUMNS];
     [[unroll]] for (uint c = 0; c < COLUMNS; ++c) {
         const uint column = quad_column(quad, c);
-        raw[c] = word(p.w_offset + block, column_word(column, 2 * part)) |
-                 (word(p.w_offset + block, column_word(column, 2 * part + 1)) << 16);
+        [[unroll]] for (uint part = 0; part < 4; ++part) {
+            raw[c][part] = word(p.w_offset + block, column_word(column, 2 * part)) |
+                           (word(p.w_offset + block, column_word(column, 2 * part + 1)) << 16);
+        }
     }
     [[unroll]] for (uint c = 0; c < 4; ++c) {
-        const uint chunk = 4 * quad + c;
-        const uint from  = c < second_column_from(quad) ? raw[0] : raw[COLUMNS - 1];
-        data_d[(block * BLOCK + chunk_begin(chunk)) / 4 + part] = digits(from, chunk, part);
+        const uint  chunk = 4 * quad + c;
+        const uvec4 from  = c < second_column_from(quad) ? raw[0] : raw[COLUMNS - 1];
+        uvec4 bytes;
+        [[unroll]] for (uint part = 0; part < 4; ++part) {
+            bytes[part] = digits(from[part], chunk, part);
+        }
+        data_d[(block * BLOCK + chunk_begin(chunk)) / 16] = bytes;
     }
 }
 
