@@ -4,7 +4,7 @@
 //! Ternary weights are multiplied in integers (`tq_*`), others by upstream's `mul_mat` and by `out_prod`.
 //! Operations that do not depend on each other are made next to each other, for the device to run them side by side.
 
-use crate::ggml::{Context, Tensor};
+use crate::ggml::{Context, Tensor, TERNARY_SUM_STEP};
 
 use super::block::Net;
 use super::error::Result;
@@ -21,9 +21,6 @@ pub(super) struct Saved {
     /// `A x` of all adapters of the group, `[n_adapters * rank, n_tokens]`.
     ax: Option<Tensor>,
 }
-
-/// A quantized product is a multiple of so many values long.
-const QUANTIZED_BLOCK: i64 = 256;
 
 impl Net<'_> {
     /// The results of the layers of group `group` of block `il` for `x` `[n_in, n_tokens]`: `[n_out, n_tokens]` each.
@@ -162,7 +159,7 @@ impl Net<'_> {
     fn products_back(&self, ctx: &Context, layers: &[(Target, &Linear)], dys: &[Tensor]) -> Result<Tensor> {
         let exact = |layer: &Linear| {
             let [_, n_out, ..] = layer.weight.ne();
-            layer.weight.dtype().is_ternary() && n_out % QUANTIZED_BLOCK == 0
+            layer.weight.dtype().is_ternary() && n_out % TERNARY_SUM_STEP == 0
         };
         let quantized = layers.iter().zip(dys).map(|((_, layer), dy)| match exact(layer) {
             true => Ok(Some(ctx.tq_quantize(dy, self.backward_limbs)?)), // [limbs * n_out + 16, n_tokens]

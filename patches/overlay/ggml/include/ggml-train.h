@@ -60,6 +60,7 @@ enum ggml_train_op {
     GGML_TRAIN_OP_LOW_RANK_GRAD,
     GGML_TRAIN_OP_RMS_NORM_MUL_BACK,
     GGML_TRAIN_OP_SWIGLU_BACK,
+    GGML_TRAIN_OP_RELU_SQR_GLU_BACK,
     GGML_TRAIN_OP_ATTENTION,
     GGML_TRAIN_OP_ATTENTION_BACK,
     GGML_TRAIN_OP_COUNT,
@@ -77,7 +78,7 @@ GGML_API float              ggml_train_op_param(const struct ggml_tensor * tenso
 // Tokens as 8-bit integers with one scale each (contract T0; the formulas are in ternary.h of ggml-cpu/qvac).
 // A row of the result is `limbs` times n signed bytes, then a/127 as F32, then zeros up to GGML_TQ_TOKEN_TAIL.
 //
-// x      [n, T], n a multiple of 256, rows contiguous in themselves
+// x      [n, T], n a multiple of 128, rows contiguous in themselves
 // limbs  1 or 2
 // result [limbs*n + GGML_TQ_TOKEN_TAIL, T] I8
 GGML_API struct ggml_tensor * ggml_tq_quantize(struct ggml_context * ctx, struct ggml_tensor * x, int limbs);
@@ -91,7 +92,7 @@ GGML_API struct ggml_tensor * ggml_tq_mul_mat(struct ggml_context * ctx, struct 
 
 // add + W^T y, the product exact in integers where all blocks of w have one scale.
 //
-// w      [n, m] TQ1_0 or TQ2_0, m a multiple of 256
+// w      [n, m] TQ1_0 or TQ2_0, m a multiple of 128
 // yq     tq_quantize of [m, T] with one or two limbs
 // add    [n, T] contiguous, or NULL
 // result [n, T]
@@ -142,6 +143,10 @@ GGML_API struct ggml_tensor * ggml_rms_norm_mul_back(
 // dy, gate, up [n, T] contiguous
 // result       [n, T, 2]: of gate, then of up
 GGML_API struct ggml_tensor * ggml_swiglu_back(
+        struct ggml_context * ctx, struct ggml_tensor * dy, struct ggml_tensor * gate, struct ggml_tensor * up);
+
+// The gradients of relu(gate)^2 * up; operands and result as above.
+GGML_API struct ggml_tensor * ggml_relu_sqr_glu_back(
         struct ggml_context * ctx, struct ggml_tensor * dy, struct ggml_tensor * gate, struct ggml_tensor * up);
 
 // Causal attention within samples: token t of head h looks at the tokens first(t) .. t. Query head h uses key head

@@ -107,7 +107,8 @@ vk_qvac_answer ggml_vk_qvac_supports_op(const vk_device & device, const ggml_ten
                     supported = ggml_vk_qvac_rms_norm_mul_back_supported(device, op);
                     break;
                 case GGML_TRAIN_OP_SWIGLU_BACK:
-                    supported = ggml_vk_qvac_swiglu_back_supported(device, op);
+                case GGML_TRAIN_OP_RELU_SQR_GLU_BACK:
+                    supported = ggml_vk_qvac_glu_back_supported(device, op);
                     break;
                 case GGML_TRAIN_OP_ATTENTION:
                 case GGML_TRAIN_OP_ATTENTION_BACK:
@@ -206,7 +207,8 @@ bool ggml_vk_qvac_dispatch(ggml_backend_vk_context * ctx, vk_context & subctx, g
                     ggml_vk_qvac_rms_norm_mul_back(ctx, subctx, node);
                     break;
                 case GGML_TRAIN_OP_SWIGLU_BACK:
-                    ggml_vk_qvac_swiglu_back(ctx, subctx, node);
+                case GGML_TRAIN_OP_RELU_SQR_GLU_BACK:
+                    ggml_vk_qvac_glu_back(ctx, subctx, node);
                     break;
                 case GGML_TRAIN_OP_ATTENTION:
                     ggml_vk_qvac_attention(ctx, subctx, node);

@@ -1,5 +1,6 @@
 // Element by element on contiguous values, four at a time: ADD of equal shapes and SWIGLU of two tensors (qvac_binary.comp),
-// where upstream's shaders divide each index by the shape; and SWIGLU_BACK (see ggml-train.h; qvac_swiglu_back.comp).
+// where upstream's shaders divide each index by the shape; SWIGLU_BACK and RELU_SQR_GLU_BACK (see ggml-train.h;
+// qvac_glu_back.comp).
 
 #include "ops.h"
 
@@ -13,7 +14,7 @@ struct binary_push_constants {
     uint32_t a_offset, b_offset, d_offset;
 };
 
-struct swiglu_push_constants {
+struct glu_push_constants {
     uint32_t N;
     uint32_t dy_offset, gate_offset, up_offset, d_offset;
 };
@@ -47,9 +48,11 @@ void ggml_vk_qvac_load_elementwise(vk_device & device, const vk_qvac_create_pipe
         create(device->qvac->binary[swiglu], swiglu ? "qvac_swiglu" : "qvac_add", qvac_binary_len, qvac_binary_data, 3,
                sizeof(binary_push_constants), { 1, 1, 1 }, { swiglu ? 1u : 0u }, 0);
     }
-    for (const bool aligned : { false, true }) {
-        create(device->qvac->swiglu_back[aligned], "qvac_swiglu_back", qvac_swiglu_back_len, qvac_swiglu_back_data, 4,
-               sizeof(swiglu_push_constants), { 1, 1, 1 }, { aligned ? 1u : 0u }, 0);
+    for (const bool relu_sqr : { false, true }) {
+        for (const bool aligned : { false, true }) {
+            create(device->qvac->glu_back[relu_sqr][aligned], "qvac_glu_back", qvac_glu_back_len, qvac_glu_back_data, 4,
+                   sizeof(glu_push_constants), { 1, 1, 1 }, { aligned ? 1u : 0u, relu_sqr ? 1u : 0u }, 0);
+        }
     }
 }
 
@@ -81,11 +84,11 @@ void ggml_vk_qvac_binary(ggml_backend_vk_context * ctx, vk_context & subctx, ggm
         pc, grid_of(CEIL_DIV(pc.N, EACH * BLOCK_SIZE)));
 }
 
-bool ggml_vk_qvac_swiglu_back_supported(const vk_device & device, const ggml_tensor * op) {
+bool ggml_vk_qvac_glu_back_supported(const vk_device & device, const ggml_tensor * op) {
     return fits_grid(device, op);
 }
 
-void ggml_vk_qvac_swiglu_back(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst) {
+void ggml_vk_qvac_glu_back(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst) {
     const ggml_tensor * dy   = dst->src[0]; // [n, T]
     const ggml_tensor * gate = dst->src[1]; // [n, T]
     const ggml_tensor * up   = dst->src[2]; // [n, T]
@@ -99,10 +102,11 @@ void ggml_vk_qvac_swiglu_back(ggml_backend_vk_context * ctx, vk_context & subctx
     const bool     aligned = n % 4 == 0 && ggml_vk_qvac_is_aligned(ctx, dy, dy_buf) && ggml_vk_qvac_is_aligned(ctx, gate, gate_buf) &&
                              ggml_vk_qvac_is_aligned(ctx, up, up_buf) && ggml_vk_qvac_is_aligned(ctx, dst, d_buf);
 
-    vk_pipeline pipeline = ctx->device->qvac->swiglu_back[aligned];
+    const bool  relu_sqr = ggml_get_train_op(dst) == GGML_TRAIN_OP_RELU_SQR_GLU_BACK;
+    vk_pipeline pipeline = ctx->device->qvac->glu_back[relu_sqr][aligned];
     ggml_pipeline_request_descriptor_sets(ctx, pipeline, 1);
 
-    const swiglu_push_constants pc = {
+    const glu_push_constants pc = {
         n,
         ggml_vk_qvac_offset(ctx, dy), ggml_vk_qvac_offset(ctx, gate), ggml_vk_qvac_offset(ctx, up), ggml_vk_qvac_offset(ctx, dst),
     };

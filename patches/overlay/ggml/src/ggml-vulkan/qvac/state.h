@@ -77,7 +77,7 @@ struct vk_qvac_device {
     vk_pipeline rms_norm_mul_back[VK_QVAC_ROW_SHAPE_COUNT][2]; // unaligned and aligned
     vk_pipeline rope[2];              // pairs of neighbours, NEOX
     vk_pipeline binary[2];            // ADD, SWIGLU
-    vk_pipeline swiglu_back[2];       // one value at a time, and four
+    vk_pipeline glu_back[2][2];       // of SWIGLU and of the squared ReLU; one value at a time, and four
     vk_pipeline attention[VK_QVAC_ATTENTION_KERNEL_COUNT][VK_QVAC_ATTENTION_WIDTHS];
 };
 

@@ -16,7 +16,7 @@ layout(local_size_x_id = 0, local_size_y = 1, local_size_z = 1) in;
 
 // Strides and offsets of x are in floats, those of the result in words.
 layout(push_constant) uniform parameter {
-    uint n;              // values a token, a multiple of 256
+    uint n;              // values a token, a multiple of 128
     uint n_tokens;
     uint limbs;
     uint ne1; uint ne2;  // how tokens lie in x
