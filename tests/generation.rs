@@ -112,10 +112,11 @@ fn fused_graphs_give_the_same_logits() {
         assert!(worst <= TOLERANCE, "{what}: {worst:e}");
         let of = |name: &str| fused.dispatches.get(name).copied().unwrap_or(0);
         // Of two layers the second's output product is not followed by its residual: rows are picked between.
-        // A squared ReLU is several nodes and stays behind the products of gate and up.
+        // A squared ReLU is three nodes, in one dispatch behind the products of gate and up.
         let swiglu = if family == Family::BitnetB158 { 0 } else { 2 };
         assert_eq!(of("TQ_MUL_MAT_VEC"), 2 + 1 + 2 - swiglu, "{what}: q, k and v; gate and up");
         assert_eq!(of("TQ_MUL_MAT_VEC_SWIGLU"), swiglu, "{what}");
+        assert_eq!(of("RELU_SQR_GLU"), 2 - swiglu, "{what}");
         assert_eq!(of("TQ_MUL_MAT_VEC_ADD"), 3, "{what}");
         // The last norm's product is not ternary; behind the first norm upstream's order has a node that is no product.
         assert_eq!(of("RMS_NORM_MUL"), 2, "{what}");

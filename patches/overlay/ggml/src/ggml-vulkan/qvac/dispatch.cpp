@@ -138,6 +138,12 @@ bool ggml_vk_qvac_fuse(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph
         return true;
     }
     const ggml_tensor * node = cgraph->nodes[node_idx];
+    if (ggml_vk_qvac_fuses_relu_sqr(ctx, cgraph, node_idx)) {
+        ctx->num_additional_fused_ops = 2;
+        *name = "RELU_SQR_GLU";
+        std::fill_n(elementwise, 3, true);
+        return true;
+    }
     ctx->qvac->fused_rms_norm = node->op == GGML_OP_RMS_NORM && ggml_vk_qvac_fuses_rms_norm(ctx, cgraph, node_idx);
     if (ctx->qvac->fused_rms_norm) {
         // A row is read before it is written, by the same workgroup: upstream may place the result over the input.
@@ -163,7 +169,7 @@ void ggml_vk_qvac_written(ggml_tensor * tensor) {
 }
 
 bool ggml_vk_qvac_dispatch(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_cgraph * cgraph, int node_idx) {
-    if (ggml_vk_qvac_fused(ctx, subctx, cgraph, node_idx)) {
+    if (ggml_vk_qvac_fused(ctx, subctx, cgraph, node_idx) || ggml_vk_qvac_fused_relu_sqr(ctx, subctx, cgraph, node_idx)) {
         return true;
     }
     ggml_tensor * node = cgraph->nodes[node_idx];
