@@ -8,6 +8,9 @@
 
 #include <string.h>
 
+// The longest step of a kernel's integer sum: what such a sum's length is a multiple of.
+#define TQ_SUM_STEP 128
+
 static void mark(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
     (void) ith;
     (void) nth;
@@ -87,9 +90,6 @@ static bool is_rows(const struct ggml_tensor * t, int64_t ne0) {
 static bool is_same_or_null(const struct ggml_tensor * t, const struct ggml_tensor * as) {
     return !t || (t->type == GGML_TYPE_F32 && ggml_are_same_shape(t, as) && ggml_is_contiguous(t));
 }
-
-// What the longest step of a kernel's integer sum is.
-#define TQ_SUM_STEP 128
 
 struct ggml_tensor * ggml_tq_quantize(struct ggml_context * ctx, struct ggml_tensor * x, int limbs) {
     GGML_ASSERT(limbs == 1 || limbs == 2);

@@ -169,10 +169,13 @@ void ggml_vk_qvac_written(ggml_tensor * tensor) {
 }
 
 bool ggml_vk_qvac_dispatch(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_cgraph * cgraph, int node_idx) {
-    if (ggml_vk_qvac_fused(ctx, subctx, cgraph, node_idx) || ggml_vk_qvac_fused_relu_sqr(ctx, subctx, cgraph, node_idx)) {
+    if (ggml_vk_qvac_fused(ctx, subctx, cgraph, node_idx)) {
         return true;
     }
     ggml_tensor * node = cgraph->nodes[node_idx];
+    if (ggml_vk_qvac_fused_relu_sqr(ctx, subctx, cgraph, node_idx)) {
+        return true;
+    }
     if (!is_ours(node)) {
         return dispatch_taken(ctx, subctx, cgraph, node_idx);
     }
