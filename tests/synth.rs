@@ -64,7 +64,7 @@ fn difference(a: &[Vec<f32>], b: &[Vec<f32>]) -> f32 {
 fn every_type_and_family_loads_and_starts_at_the_loss_of_guessing() {
     let dir = tempfile::tempdir().unwrap();
     let expected = f64::from(512f32).ln();
-    for family in [Family::Bitnet, Family::Llama] {
+    for family in [Family::Bitnet, Family::BitnetB158, Family::Llama] {
         for dtype in synth::TYPES {
             for scales in [false, true] {
                 if scales && family == Family::Llama {
@@ -171,6 +171,7 @@ fn merging_gives_what_applying_gives() {
         (Family::Bitnet, Dtype::F16, false, 0.01),
         (Family::Bitnet, Dtype::F16, true, 0.01),
         (Family::Bitnet, Dtype::TQ2_0, true, 0.1),
+        (Family::BitnetB158, Dtype::TQ2_0, false, 0.1),
     ] {
         let dir = tempfile::tempdir().unwrap();
         let model = write(dir.path(), &Config { scales, ..nano(family, dtype) });

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::device::{cpu, vulkan};
 use common::numeric::{
-    distance, engine, lora, nano, pico, randomize, rewritten, samples, write_model, Setup,
+    distance, engine, lora, nano, pico, randomize, rewritten, samples, ternary_models, write_model, Setup,
 };
 use qvac_ft::data::{ordered_rows, Dataset, LossOn, PackMode};
 use qvac_ft::ggml::{Device, Dtype};
@@ -161,6 +161,16 @@ fn assert_close(what: &str, a: &[f64], b: &[f64], tolerance: f64) {
     }
 }
 
+/// A model of each architecture with either ternary type.
+fn each_ternary(check: impl Fn(&str, &Path)) {
+    for config in ternary_models() {
+        let dir = tempfile::tempdir().unwrap();
+        let case = format!("{} {}", config.family.architecture(), config.dtype);
+        eprintln!("{case}");
+        check(&case, &write_model(&config, dir.path()));
+    }
+}
+
 fn ternary(family: Family, dir: &Path) -> PathBuf {
     write_model(&nano(family, Dtype::TQ2_0), dir)
 }
@@ -171,11 +181,10 @@ fn smooth(dir: &Path) -> PathBuf {
 
 #[test]
 fn ten_losses_fall() {
-    for (family, dtype) in
-        [(Family::Bitnet, Dtype::TQ2_0), (Family::Bitnet, Dtype::TQ1_0), (Family::Llama, Dtype::Q8_0)]
-    {
+    for model in ternary_models().chain([nano(Family::Llama, Dtype::Q8_0)]) {
+        let (family, dtype) = (model.family, model.dtype);
         let dir = tempfile::tempdir().unwrap();
-        let model = write_model(&nano(family, dtype), dir.path());
+        let model = write_model(&model, dir.path());
         // All data in each step, so that the losses can be compared.
         let config = config(16, 10, 0);
         let (watch, stop) = run(&model, &Setup::training(&cpu(), SEQ_LEN, 8), &config, dir.path(), None);
@@ -214,22 +223,22 @@ fn one_batch_of_eight_is_two_of_four() {
 
 #[test]
 fn a_resumed_run_is_the_straight_run_bit_for_bit() {
-    let dir = tempfile::tempdir().unwrap();
-    let model = ternary(Family::Bitnet, dir.path());
     // Five rows a step of sixteen: epochs end in the middle, with a short step.
     let config = config(5, 6, 0);
     let setup = Setup::training(&cpu(), SEQ_LEN, 2);
-    let straight = tempfile::tempdir().unwrap();
-    let (whole, _) = run(&model, &setup, &config, straight.path(), None);
-    for stop_after in [1, 3, 4] {
-        let out = tempfile::tempdir().unwrap();
-        let (first, stop) = run(&model, &setup, &config, out.path(), Some(stop_after));
-        assert_eq!((stop, first.records.len() as u64), (Stop::Interrupted, stop_after));
-        let (second, stop) = run(&model, &setup, &config, out.path(), None);
-        assert_eq!(stop, Stop::Finished);
-        assert_eq!([first.losses(), second.losses()].concat(), whole.losses());
-        assert_same_state(&final_state(out.path()), &final_state(straight.path()));
-    }
+    each_ternary(|case, model| {
+        let straight = tempfile::tempdir().unwrap();
+        let (whole, _) = run(model, &setup, &config, straight.path(), None);
+        for stop_after in [1, 3, 4] {
+            let out = tempfile::tempdir().unwrap();
+            let (first, stop) = run(model, &setup, &config, out.path(), Some(stop_after));
+            assert_eq!((stop, first.records.len() as u64), (Stop::Interrupted, stop_after));
+            let (second, stop) = run(model, &setup, &config, out.path(), None);
+            assert_eq!(stop, Stop::Finished);
+            assert_eq!([first.losses(), second.losses()].concat(), whole.losses(), "{case}");
+            assert_same_state(&final_state(out.path()), &final_state(straight.path()));
+        }
+    });
 }
 
 #[test]
@@ -309,30 +318,30 @@ fn threads_change_no_bit() {
 
 #[test]
 fn keeping_blocks_changes_no_step() {
-    let dir = tempfile::tempdir().unwrap();
-    let model = ternary(Family::Bitnet, dir.path());
     let config = config(4, 3, 0);
-    let with = |recompute| {
-        let out = tempfile::tempdir().unwrap();
-        let setup = Setup { recompute: Some(recompute), ..Setup::training(&cpu(), SEQ_LEN, 2) };
-        run(&model, &setup, &config, out.path(), None);
-        final_state(out.path())
-    };
-    assert_same_state(&with(Recompute::On), &with(Recompute::Off));
+    each_ternary(|_, model| {
+        let with = |recompute| {
+            let out = tempfile::tempdir().unwrap();
+            let setup = Setup { recompute: Some(recompute), ..Setup::training(&cpu(), SEQ_LEN, 2) };
+            run(model, &setup, &config, out.path(), None);
+            final_state(out.path())
+        };
+        assert_same_state(&with(Recompute::On), &with(Recompute::Off));
+    });
 }
 
 #[test]
 fn vulkan_follows_the_cpu() {
     let Some(vulkan) = vulkan() else { return };
-    let dir = tempfile::tempdir().unwrap();
-    let model = ternary(Family::Bitnet, dir.path());
     let config = config(2, 3, 0);
-    let on = |device: &Device| {
-        let out = tempfile::tempdir().unwrap();
-        let setup = Setup { threads: 2, ..Setup::training(device, SEQ_LEN, 2) };
-        run(&model, &setup, &config, out.path(), None).0.losses()
-    };
-    let (found, expected) = (on(&vulkan), on(&cpu()));
-    eprintln!("{}: {found:.5?}, cpu: {expected:.5?}", vulkan.name());
-    assert_close("loss of step", &found, &expected, SAME_ON_DEVICES);
+    each_ternary(|case, model| {
+        let on = |device: &Device| {
+            let out = tempfile::tempdir().unwrap();
+            let setup = Setup { threads: 2, ..Setup::training(device, SEQ_LEN, 2) };
+            run(model, &setup, &config, out.path(), None).0.losses()
+        };
+        let (found, expected) = (on(&vulkan), on(&cpu()));
+        eprintln!("{}: {found:.5?}, cpu: {expected:.5?}", vulkan.name());
+        assert_close(&format!("{case}, loss of step"), &found, &expected, SAME_ON_DEVICES);
+    });
 }

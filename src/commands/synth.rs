@@ -12,7 +12,8 @@ use crate::synth;
 /// Write a seeded random model with exactly the shape of a real one
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// bitnet-nano, bitnet-tiny, bitnet-125m, bitnet-0.7b, bitnet-1b, bitnet-2.7b, bitnet-7b or bitnet-13b
+    /// bitnet-nano, bitnet-tiny, bitnet-125m, bitnet-0.7b, bitnet-1b, bitnet-2.7b, bitnet-7b, bitnet-13b,
+    /// bitnet-b1.58-tiny or bitnet-b1.58-2b-4t
     #[arg(long, value_name = "NAME")]
     shape: String,
     /// Type of the linear layers: tq1_0, tq2_0, f16, q8_0 or q4_0
@@ -21,13 +22,13 @@ pub struct Args {
     /// The file to write
     #[arg(short, long, value_name = "FILE")]
     out: PathBuf,
-    /// Which family's tensors it has
-    #[arg(long, value_enum, default_value = "bitnet")]
-    arch: Arch,
+    /// Which family's tensors it has [default: that of the shape]
+    #[arg(long, value_enum)]
+    arch: Option<Arch>,
     /// Seed of the random values
     #[arg(long, default_value_t = 42)]
     seed: u64,
-    /// Key-value heads, for grouped queries [default: as many as heads]
+    /// Key-value heads, for grouped queries [default: as many as the shape has]
     #[arg(long, value_name = "N")]
     n_head_kv: Option<usize>,
     /// Keep each matrix's scale in a tensor of its own (bitnet)
@@ -41,21 +42,22 @@ pub struct Args {
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 enum Arch {
     Bitnet,
+    #[value(name = "bitnet-b1.58")]
+    BitnetB158,
     Llama,
 }
 
 impl Args {
     fn config(&self) -> synth::Result<synth::Config> {
-        Ok(synth::Config {
-            family: match self.arch {
-                Arch::Bitnet => synth::Family::Bitnet,
-                Arch::Llama => synth::Family::Llama,
-            },
-            n_head_kv: self.n_head_kv,
-            scales: self.scales,
-            untied: self.untied,
-            ..config(&self.shape, &self.dtype, self.seed)?
-        })
+        let config = config(&self.shape, &self.dtype, self.seed)?;
+        let family = match self.arch {
+            None => config.family,
+            Some(Arch::Bitnet) => synth::Family::Bitnet,
+            Some(Arch::BitnetB158) => synth::Family::BitnetB158,
+            Some(Arch::Llama) => synth::Family::Llama,
+        };
+        let (n_head_kv, scales, untied) = (self.n_head_kv, self.scales, self.untied);
+        Ok(synth::Config { family, n_head_kv, scales, untied, ..config })
     }
 }
 

@@ -178,7 +178,9 @@ mod tests {
         assert_eq!(over("llama", Target::AttnQ), Some(9));
         assert_eq!(over("llama", Target::AttnK), Some(3));
         assert_eq!(over("llama", Target::AttnV), None);
-        assert!(Target::ALL.into_iter().all(|t| over("bitnet", t).is_none()));
+        for arch in ["bitnet", "bitnet-b1.58"] {
+            assert!(Target::ALL.into_iter().all(|t| over(arch, t).is_none()), "{arch}");
+        }
         assert!(matches!(heads_to_permute("mamba", Target::AttnQ), Err(Error::Architecture { .. })));
     }
 }

@@ -50,7 +50,9 @@ fn sorted(mut adapter: AdapterFile) -> AdapterFile {
 
 #[test]
 fn an_adapter_goes_to_peft_and_back() {
-    for (family, moved) in [(synth::Family::Llama, true), (synth::Family::Bitnet, false)] {
+    for (family, moved) in
+        [(synth::Family::Llama, true), (synth::Family::Bitnet, false), (synth::Family::BitnetB158, false)]
+    {
         let dir = tempfile::tempdir().unwrap();
         let base = model(dir.path(), family, Dtype::TQ2_0, false);
         let ours = adapter(&base, &Target::ALL, 4);

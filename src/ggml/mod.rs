@@ -33,6 +33,7 @@ pub use graph::Graph;
 pub use host::peak_host_bytes;
 pub use map::FileMap;
 pub use ops::{Rope, RopeKind};
+pub use ops_fused::TERNARY_SUM_STEP;
 pub use tensor::{Element, Tensor};
 
 /// Makes the backends known, once per process. Statically linked ones register themselves; a `portable` build loads its

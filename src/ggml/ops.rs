@@ -149,6 +149,16 @@ impl Context {
         self.op(1, &[gate, up], |c| unsafe { sys::ggml_swiglu_split(c, gate.raw(), up.raw()) })
     }
 
+    /// `relu(gate)^2 * up`, both of one shape; one operation after another, as upstream's `build_ffn` makes it.
+    pub fn relu_sqr_glu(&self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+        expect(gate.is_contiguous(), gate, "relu", || "a contiguous tensor".into())?;
+        // SAFETY: contiguity was checked.
+        let relu = self.op(1, &[gate], |c| unsafe { sys::ggml_relu(c, gate.raw()) })?; // as gate
+                                                                                       // SAFETY: ggml asserts nothing.
+        let sqr = self.op(1, &[&relu], |c| unsafe { sys::ggml_sqr(c, relu.raw()) })?; // as gate
+        self.mul(&sqr, up)
+    }
+
     /// Rotary position embedding of a `[n_embd_head, n_head, n_tokens]` at `pos` i32 `[n_tokens]`; `freq_factors`
     /// f32 `[n_dims / 2]` or none.
     pub fn rope_ext(

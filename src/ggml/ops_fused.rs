@@ -11,16 +11,17 @@ use super::{Context, Dtype, Result, Tensor};
 /// Bytes behind the limbs of a quantized token.
 const TOKEN_TAIL: i64 = sys::GGML_TQ_TOKEN_TAIL as i64;
 
-/// Weights per block of a ternary type.
-const TERNARY_BLOCK: i64 = 256;
+/// What a sum of integers is as long as, or a multiple of: the longest step of a kernel. (A row of ternary weights always
+/// is, a column of them not.)
+pub const TERNARY_SUM_STEP: i64 = 128;
 
 impl Context {
     /// Tokens `x` `[n, T]` as 8-bit integers with one scale each → i8 `[limbs * n + 16, T]`; one limb is what a product's
-    /// forward takes, two keep 15 bits for its backward. `n` is a multiple of 256.
+    /// forward takes, two keep 15 bits for its backward. `n` is a multiple of [`TERNARY_SUM_STEP`].
     pub fn tq_quantize(&self, x: &Tensor, limbs: i64) -> Result<Tensor> {
         let ne = x.ne();
-        let ok = matrix(x) && ne[0] % TERNARY_BLOCK == 0 && (limbs == 1 || limbs == 2);
-        expect(ok, x, "tq_quantize", || "f32 [n, T], n a multiple of 256, and 1 or 2 limbs".into())?;
+        let ok = matrix(x) && ne[0] % TERNARY_SUM_STEP == 0 && (limbs == 1 || limbs == 2);
+        expect(ok, x, "tq_quantize", || "f32 [n, T], n a multiple of 128, and 1 or 2 limbs".into())?;
         expect_rows(x, "tq_quantize")?;
         // SAFETY: what ggml asserts was checked.
         self.op(1, &[x], |c| unsafe { sys::ggml_tq_quantize(c, x.raw(), limbs as i32) })
@@ -40,7 +41,7 @@ impl Context {
     pub fn tq_mul_mat_back(&self, w: &Tensor, yq: &Tensor, add: Option<&Tensor>) -> Result<Tensor> {
         let [n, m, ..] = w.ne();
         expect_ternary(w, "tq_mul_mat_back")?;
-        expect(m % TERNARY_BLOCK == 0, w, "tq_mul_mat_back", || "a multiple of 256 rows".into())?;
+        expect(m % TERNARY_SUM_STEP == 0, w, "tq_mul_mat_back", || "a multiple of 128 rows".into())?;
         expect_tokens(yq, m, &[1, 2], "tq_mul_mat_back")?;
         expect_like(add, &[n, yq.ne()[1]], "tq_mul_mat_back")?;
         let args: Vec<&Tensor> = [w, yq].into_iter().chain(add).collect();
@@ -115,12 +116,18 @@ impl Context {
 
     /// The gradients of `silu(gate) * up`: all `[n, T]` → `[n, T, 2]`, of gate and then of up.
     pub fn swiglu_back(&self, dy: &Tensor, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-        let [n, t, ..] = dy.ne();
-        for tensor in [dy, gate, up] {
-            expect_like(Some(tensor), &[n, t], "swiglu_back")?;
-        }
+        expect_matrices(&[dy, gate, up], "swiglu_back")?;
         // SAFETY: what ggml asserts was checked.
         self.op(1, &[dy, gate, up], |c| unsafe { sys::ggml_swiglu_back(c, dy.raw(), gate.raw(), up.raw()) })
+    }
+
+    /// The gradients of `relu(gate)^2 * up`, as [`Self::swiglu_back`] gives its own.
+    pub fn relu_sqr_glu_back(&self, dy: &Tensor, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+        expect_matrices(&[dy, gate, up], "relu_sqr_glu_back")?;
+        // SAFETY: what ggml asserts was checked.
+        self.op(1, &[dy, gate, up], |c| unsafe {
+            sys::ggml_relu_sqr_glu_back(c, dy.raw(), gate.raw(), up.raw())
+        })
     }
 
     /// Causal attention within samples: q `[D, H, T]`, k and v `[D, H_kv, T]`, segments i32 `[2, T]` (the first and the
@@ -184,6 +191,12 @@ fn expect_like(t: Option<&Tensor>, ne: &[i64], op: &'static str) -> Result<()> {
     let Some(t) = t else { return Ok(()) };
     let same = (0..4).all(|i| t.ne()[i] == ne.get(i).copied().unwrap_or(1));
     expect(t.dtype() == Dtype::F32 && same && t.is_contiguous(), t, op, || format!("contiguous f32 {ne:?}"))
+}
+
+/// Contiguous f32 matrices of one shape.
+fn expect_matrices(all: &[&Tensor], op: &'static str) -> Result<()> {
+    let [n, t, ..] = all[0].ne();
+    all.iter().try_for_each(|tensor| expect_like(Some(tensor), &[n, t], op))
 }
 
 fn expect_ternary(w: &Tensor, op: &'static str) -> Result<()> {

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use llama_sys as sys;
 
 use super::ffi::guarded;
+use super::log::Mark;
 use super::{default_threads, Batch, Error, LoraAdapter, Model, Pos, Result, Token, Vocab};
 
 /// Whether attention is computed by the fused kernel.
@@ -78,6 +79,8 @@ pub struct Context {
     n_past: BTreeMap<i32, Pos>,
     /// For each row of the last batch, whether it has logits.
     rows: Vec<bool>,
+    /// When its decoding began.
+    decoded: Mark,
     n_seq_max: u32,
     interrupt: Option<&'static AtomicBool>,
     feed: Batch,
@@ -173,6 +176,7 @@ impl Context {
             adapters: Vec::new(),
             n_past: BTreeMap::new(),
             rows: Vec::new(),
+            decoded: Mark::now(),
             n_seq_max: params.n_seq_max,
             interrupt: params.interrupt,
             feed: Batch::new(),
@@ -216,6 +220,7 @@ impl Context {
     pub fn decode(&mut self, batch: &mut Batch) -> Result<()> {
         let n_past = self.check(batch)?;
         self.rows.clear();
+        self.decoded = Mark::now();
         let raw = self.raw.as_ptr();
         // Stays as it is if the call throws.
         let mut code = i32::MIN;
@@ -275,20 +280,22 @@ impl Context {
         result
     }
 
-    /// Logits of a row of the last batch, `[n_vocab]`.
+    /// Logits of a row of the last batch, `[n_vocab]`. Waits for the device, and has the error that it ended with.
     pub fn logits(&self, row: usize) -> Result<&[f32]> {
         if !self.rows.get(row).copied().unwrap_or(false) {
             return Err(Error::NoLogits { row });
         }
-        // SAFETY: the row has logits, so the pointer is to `n_vocab` floats that stay until the next decode, which
-        // needs `&mut self`. What the call may change inside of the context is guarded by `Context` not being `Sync`.
-        unsafe {
-            let logits = sys::llama_get_logits_ith(self.raw.as_ptr(), row as i32);
-            if logits.is_null() {
-                return Err(Error::NoLogits { row });
-            }
-            Ok(std::slice::from_raw_parts(logits, self.vocab.n_tokens()))
+        // SAFETY: what the call may change inside of the context is guarded by `Context` not being `Sync`.
+        let logits = unsafe { sys::llama_get_logits_ith(self.raw.as_ptr(), row as i32) };
+        if logits.is_null() {
+            return Err(Error::NoLogits { row });
         }
+        if let Some(reason) = self.decoded.error() {
+            return Err(Error::Device { reason });
+        }
+        // SAFETY: the row has logits, so the pointer is to `n_vocab` floats that stay until the next decode, which
+        // needs `&mut self`.
+        Ok(unsafe { std::slice::from_raw_parts(logits, self.vocab.n_tokens()) })
     }
 
     /// Forgets every sequence.

@@ -42,6 +42,8 @@ pub enum Error {
     ContextFull { n_ctx: u32, n_past: usize, n_tokens: usize },
     #[error("libllama failed to decode {n_tokens} tokens (code {code}): {reason}")]
     Decode { n_tokens: usize, code: i32, reason: String },
+    #[error("the device failed while decoding: {reason}")]
+    Device { reason: String },
     #[error("interrupted while decoding")]
     Interrupted,
     #[error("sequence {seq} cannot be cut at {n_past}, it was dropped")]

@@ -66,13 +66,20 @@ impl Mark {
     /// Why a call failed that was begun at this mark: the first error since, which is the nearest to the cause (later
     /// ones say that their callee failed), else the last warning, else that nothing was said.
     pub(super) fn reason(self) -> String {
+        let last_warning = || {
+            let lines = lock();
+            let (number, .., text) = lines.kept.back()?;
+            (*number >= self.0).then(|| strip_function(text).to_owned())
+        };
+        self.error().or_else(last_warning).unwrap_or_else(|| "it gave no reason".into())
+    }
+
+    /// The first error since.
+    pub(super) fn error(self) -> Option<String> {
         let lines = lock();
-        let since = || lines.kept.iter().filter(|(number, ..)| *number >= self.0);
-        since()
-            .find(|(_, level, _)| *level == Level::Error)
-            .or_else(|| since().next_back())
-            .map(|(.., text)| strip_function(text).to_owned())
-            .unwrap_or_else(|| "it gave no reason".into())
+        let mut since = lines.kept.iter().filter(|(number, ..)| *number >= self.0);
+        let (.., text) = since.find(|(_, level, _)| *level == Level::Error)?;
+        Some(strip_function(text).to_owned())
     }
 }
 

@@ -10,7 +10,7 @@ use super::error::Result;
 use super::hparams::Hparams;
 use super::linear::Saved;
 use super::lora::Lora;
-use super::spec::Architecture;
+use super::spec::{Activation, Architecture};
 use super::weights::Weights;
 
 /// What stays the same while a network is built.
@@ -60,7 +60,7 @@ pub struct Forward {
     /// `[n_ff, n_tokens]` each.
     gate: Tensor,
     up: Tensor,
-    /// `silu(gate) * up`
+    /// The activated gate times `up`.
     act: Tensor,
     ffn_down: Saved,
 }
@@ -89,7 +89,10 @@ impl Net<'_> {
         let cur = self.norm(ctx, &ffn_inp, &layer.ffn_norm)?; // [n_embd, n_tokens]
         let (ys, gate_up) = self.linears(ctx, il, GATE_UP, &cur, None)?;
         let [gate, up] = [ys[0].clone(), ys[1].clone()]; // [n_ff, n_tokens]
-        let act = ctx.swiglu_split(&gate, &up)?; // [n_ff, n_tokens]
+        let act = match self.arch.block.activation {
+            Activation::Silu => ctx.swiglu_split(&gate, &up)?, // [n_ff, n_tokens]
+            Activation::ReluSqr => ctx.relu_sqr_glu(&gate, &up)?, // [n_ff, n_tokens]
+        };
         let cur = self.norm_if(ctx, &act, layer.ffn_sub_norm.as_ref())?; // [n_ff, n_tokens]
         let (mut ys, ffn_down) = self.linears(ctx, il, FFN_DOWN, &cur, Some(&ffn_inp))?;
         let y = ys.remove(0); // [n_embd, n_tokens]
@@ -142,7 +145,10 @@ impl Net<'_> {
             Some(w) => ctx.rms_norm_mul_back(&dact, &f.act, w, None, eps)?, // [n_ff, n_tokens]
             None => dact,
         };
-        let both = ctx.swiglu_back(&dact, &f.gate, &f.up)?; // [n_ff, n_tokens, 2]
+        let both = match self.arch.block.activation {
+            Activation::Silu => ctx.swiglu_back(&dact, &f.gate, &f.up)?, // [n_ff, n_tokens, 2]
+            Activation::ReluSqr => ctx.relu_sqr_glu_back(&dact, &f.gate, &f.up)?, // [n_ff, n_tokens, 2]
+        };
         let dgate = ctx.view(&both, &[n_ff, n_tokens], 0)?; // [n_ff, n_tokens]
         let dup = ctx.view(&both, &[n_ff, n_tokens], (n_ff * n_tokens) as usize)?; // [n_ff, n_tokens]
         let dcur = needed(back(&f.gate_up, &[&dgate, &dup], true)?); // [n_embd, n_tokens]

@@ -5,7 +5,7 @@
 //! Operations that do not depend on each other are made next to each other, for the device to run them side by side, and a
 //! quantization behind what makes its operand, for the device to do both in one pass.
 
-use crate::ggml::{Context, Tensor};
+use crate::ggml::{Context, Tensor, TERNARY_SUM_STEP};
 
 use super::block::Net;
 use super::error::Result;
@@ -22,9 +22,6 @@ pub(super) struct Saved {
     /// `A x` of all adapters of the group, `[n_adapters * rank, n_tokens]`.
     ax: Option<Tensor>,
 }
-
-/// A quantized product is a multiple of so many values long.
-const QUANTIZED_BLOCK: i64 = 256;
 
 impl Net<'_> {
     /// The results of the layers of group `group` of block `il` for `x` `[n_in, n_tokens]`: `[n_out, n_tokens]` each.
@@ -188,7 +185,7 @@ impl Net<'_> {
     ) -> Result<Vec<Operand>> {
         let exact = |layer: &Linear| {
             let [_, n_out, ..] = layer.weight.ne();
-            layer.weight.dtype().is_ternary() && n_out % QUANTIZED_BLOCK == 0
+            layer.weight.dtype().is_ternary() && n_out % TERNARY_SUM_STEP == 0
         };
         let operands = layers.iter().zip(dys).map(|((_, layer), dy)| match exact(layer) {
             true => Ok(Operand::Quantized(ctx.tq_quantize(&dy, self.backward_limbs)?)), // [limbs * n_out + 16, n_tokens]

@@ -21,7 +21,7 @@ pub use block::{Forward, Net, Place};
 pub use error::{Error, Result};
 pub use hparams::Hparams;
 pub use lora::{Group, Lora, LoraConfig, Param, Slot, FLAT_ALIGN};
-pub use spec::{Architecture, BlockSpec, Target};
+pub use spec::{Activation, Architecture, BlockSpec, Target};
 pub use weights::{Layer, Linear, Weights, WEIGHT_TYPES};
 
 /// A model on a device, ready to be put into graphs.

@@ -13,8 +13,8 @@ pub struct Architecture {
 
 impl Architecture {
     /// Whether a layer's `scale` multiplies the adapter's part too: `scale * (W x + B A x)` instead of
-    /// `scale * W x + B A x`. Upstream's `build_ffn` scales after `build_lora_mm`, its attention and `bitnet`'s own
-    /// `ffn_down` inside of it; an adapter must mean the same here and there.
+    /// `scale * W x + B A x`. Upstream's `build_ffn` scales after `build_lora_mm`, its attention and the own `ffn_down` of
+    /// `models/bitnet.cpp` inside of it; an adapter must mean the same here and there.
     pub fn scale_covers_adapter(&self, target: Target) -> bool {
         match target {
             Target::FfnGate | Target::FfnUp => true,
@@ -25,7 +25,7 @@ impl Architecture {
 }
 
 /// What varies between blocks of the Llama kind: pre-norm attention with rotary embedding and grouped queries,
-/// then a SiLU-gated feed-forward network. A linear layer's `scale` and `bias` are used where the file has them.
+/// then a gated feed-forward network. A linear layer's `scale` and `bias` are used where the file has them.
 #[derive(Debug)]
 pub struct BlockSpec {
     pub rope: RopeKind,
@@ -33,6 +33,16 @@ pub struct BlockSpec {
     pub attn_sub_norm: bool,
     /// A norm on the gated activation, before `ffn_down`.
     pub ffn_sub_norm: bool,
+    pub activation: Activation,
+}
+
+/// What the feed-forward network's gate goes through before it multiplies `up`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `gate * sigmoid(gate)`
+    Silu,
+    /// `max(gate, 0)^2`; upstream's `LLM_FFN_RELU_SQR`.
+    ReluSqr,
 }
 
 /// A linear layer that an adapter can change.

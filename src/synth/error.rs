@@ -15,7 +15,7 @@ pub enum Error {
     Heads { n_head: usize, found: usize },
     #[error("weights of type {found} are not made (known: {known})")]
     WeightType { found: String, known: String },
-    #[error("{what} exist in architecture `bitnet` only")]
+    #[error("{what} exist in BitNet's architectures only")]
     BitnetOnly { what: &'static str },
 }
 

@@ -28,8 +28,6 @@ use tensors::Plan;
 /// Types the linear layers can have.
 pub const TYPES: [Dtype; 5] = [Dtype::TQ1_0, Dtype::TQ2_0, Dtype::F16, Dtype::Q8_0, Dtype::Q4_0];
 
-/// Context length the metadata states.
-const N_CTX: u32 = 2048;
 const RMS_EPS: f32 = 1e-5;
 /// Values made in one go; one stream of random numbers each.
 const CHUNK: usize = 1 << 20;
@@ -39,6 +37,8 @@ const CHUNK: usize = 1 << 20;
 pub enum Family {
     /// Norms before the output projections; tied head; ternary values whatever the type.
     Bitnet,
+    /// The same names, with a squared ReLU at the gate: bitnet-b1.58-2B-4T.
+    BitnetB158,
     /// Without those norms; values are ternary in ternary types and bell-shaped in others.
     Llama,
 }
@@ -48,7 +48,30 @@ impl Family {
     pub fn architecture(self) -> &'static str {
         match self {
             Self::Bitnet => "bitnet",
+            Self::BitnetB158 => "bitnet-b1.58",
             Self::Llama => "llama",
+        }
+    }
+
+    /// Whether norms stand before the output projections; such models are ternary whatever their type.
+    fn is_bitnet(self) -> bool {
+        self != Self::Llama
+    }
+
+    /// Context length that the metadata state.
+    fn n_ctx(self) -> u32 {
+        if self == Self::BitnetB158 {
+            4096
+        } else {
+            2048
+        }
+    }
+
+    fn rope_base(self) -> f32 {
+        if self == Self::BitnetB158 {
+            500_000.0
+        } else {
+            10_000.0
         }
     }
 }
@@ -61,7 +84,7 @@ pub struct Config {
     /// Type of the linear layers.
     pub dtype: Dtype,
     pub seed: u64,
-    /// Heads of keys and values; as many as of queries if `None`.
+    /// Heads of keys and values; as many as the shape has if `None`.
     pub n_head_kv: Option<usize>,
     /// Keep each ternary matrix's scale in a tensor of its own, as some BitNet files do.
     pub scales: bool,
@@ -76,7 +99,7 @@ impl Config {
         let threads = parallel::available();
         Self {
             shape,
-            family: Family::Bitnet,
+            family: shape.family,
             dtype,
             seed,
             n_head_kv: None,
@@ -99,19 +122,19 @@ impl Config {
         if let Some(found) = self.n_head_kv.filter(|&n| n == 0 || self.shape.n_head % n != 0) {
             return Err(Error::Heads { n_head: self.shape.n_head, found });
         }
-        if self.family != Family::Bitnet && self.scales {
+        if self.scales && !self.family.is_bitnet() {
             return Err(Error::BitnetOnly { what: "tensors of scales" });
         }
         Ok(())
     }
 
     fn n_head_kv(&self) -> usize {
-        self.n_head_kv.unwrap_or(self.shape.n_head)
+        self.n_head_kv.unwrap_or(self.shape.n_head_kv)
     }
 
     /// Whether the linear layers hold -1, 0 and 1 times a scale.
     fn ternary(&self) -> bool {
-        self.family == Family::Bitnet || self.dtype.is_ternary()
+        self.family.is_bitnet() || self.dtype.is_ternary()
     }
 }
 
@@ -189,7 +212,7 @@ fn metadata(config: &Config, w: &mut GgufWriter) {
         w.set(&format!("{arch}.{key}"), value);
     };
     set("vocab_size", (n_vocab as u32).into());
-    set("context_length", N_CTX.into());
+    set("context_length", config.family.n_ctx().into());
     set("embedding_length", (n_embd as u32).into());
     set("block_count", (n_layer as u32).into());
     set("feed_forward_length", (n_ff as u32).into());
@@ -197,7 +220,7 @@ fn metadata(config: &Config, w: &mut GgufWriter) {
     set("attention.head_count_kv", (config.n_head_kv() as u32).into());
     set("attention.layer_norm_rms_epsilon", RMS_EPS.into());
     set("rope.dimension_count", ((n_embd / n_head) as u32).into());
-    set("rope.freq_base", 10000f32.into());
+    set("rope.freq_base", config.family.rope_base().into());
 
     let vocabulary = Vocabulary::new(n_vocab);
     w.set("tokenizer.ggml.model", "gpt2")

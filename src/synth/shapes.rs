@@ -1,28 +1,41 @@
-//! The shapes that can be made: those of the BitNet family, and two small ones for tests.
+//! The shapes that can be made: those of the BitNet family, and small ones for tests.
+
+use super::Family;
 
 /// Sizes of a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shape {
     pub name: &'static str,
+    /// Whose shape it is; a model of another family can have it too.
+    pub family: Family,
     pub n_embd: usize,
     pub n_layer: usize,
     pub n_head: usize,
+    pub n_head_kv: usize,
     pub n_ff: usize,
     pub n_vocab: usize,
 }
 
 const fn shape(name: &'static str, sizes: [usize; 4], n_vocab: usize) -> Shape {
     let [n_embd, n_layer, n_head, n_ff] = sizes;
-    Shape { name, n_embd, n_layer, n_head, n_ff, n_vocab }
+    Shape { name, family: Family::Bitnet, n_embd, n_layer, n_head, n_head_kv: n_head, n_ff, n_vocab }
+}
+
+/// Of `bitnet-b1.58`, with grouped queries.
+const fn b158(name: &'static str, sizes: [usize; 5], n_vocab: usize) -> Shape {
+    let [n_embd, n_layer, n_head, n_head_kv, n_ff] = sizes;
+    Shape { name, family: Family::BitnetB158, n_embd, n_layer, n_head, n_head_kv, n_ff, n_vocab }
 }
 
 /// Every shape, the smallest first.
 pub const SHAPES: &[Shape] = &[
     shape("bitnet-nano", [256, 2, 4, 768], 512),
     shape("bitnet-tiny", [512, 4, 8, 1536], 32000),
+    b158("bitnet-b1.58-tiny", [512, 4, 8, 2, 1536], 32000),
     shape("bitnet-125m", [768, 12, 12, 2048], 32000),
     shape("bitnet-0.7b", [1536, 24, 16, 4096], 32000),
     shape("bitnet-1b", [2048, 24, 32, 5632], 32000),
+    b158("bitnet-b1.58-2b-4t", [2560, 30, 20, 5, 6912], 128256),
     shape("bitnet-2.7b", [2560, 30, 20, 6912], 32000),
     shape("bitnet-7b", [4096, 32, 32, 11008], 32000),
     shape("bitnet-13b", [5120, 40, 40, 13824], 32000),

@@ -95,7 +95,7 @@ pub(super) fn plan(config: &Config) -> Vec<Plan> {
         matrix("ffn_down", s.n_ff, s.n_embd, residual);
         add(format!("blk.{il}.attn_norm.weight"), &[s.n_embd], Dtype::F32, norm(1.0));
         add(format!("blk.{il}.ffn_norm.weight"), &[s.n_embd], Dtype::F32, norm(1.0));
-        if config.family == Family::Bitnet {
+        if config.family.is_bitnet() {
             add(format!("blk.{il}.attn_sub_norm.weight"), &[s.n_embd], Dtype::F32, norm(1.0));
             add(format!("blk.{il}.ffn_sub_norm.weight"), &[s.n_ff], Dtype::F32, norm(1.0));
         }

@@ -46,6 +46,23 @@ fn shapes_are_those_of_the_table() {
 }
 
 #[test]
+fn bitnet_b158_has_its_names_and_constants() {
+    let shape = *find_shape("bitnet-b1.58-2b-4t").unwrap();
+    let (_dir, file, _) = make(&Config {
+        shape: Shape { n_layer: 1, n_vocab: 512, ..shape },
+        ..Config::new(shape, Dtype::TQ1_0, 7)
+    });
+    let hp = Hparams::from_gguf(&file).unwrap();
+    assert_eq!(hp.architecture, "bitnet-b1.58");
+    assert_eq!((hp.n_embd, hp.n_head, hp.n_head_kv, hp.n_embd_head), (2560, 20, 5, 128));
+    assert_eq!((hp.n_ff, shape.n_vocab, hp.n_ctx_train), (6912, 128_256, 4096));
+    assert_eq!((hp.rope.freq_base, hp.rope.n_dims), (500_000.0, 128));
+    file.require_shape("blk.0.attn_v.weight", &[2560, 640]).unwrap();
+    file.require_shape("blk.0.ffn_sub_norm.weight", &[6912]).unwrap();
+    assert_eq!(file.tensor("output.weight"), None, "the head is tied");
+}
+
+#[test]
 fn ternary_tensors_have_one_scale_and_fair_trits() {
     for dtype in [Dtype::TQ1_0, Dtype::TQ2_0] {
         let (_dir, file, _) = make(&nano(dtype));

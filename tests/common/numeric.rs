@@ -12,7 +12,12 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 /// Every family that synthetic models can be made of.
-pub const FAMILIES: [Family; 2] = [Family::Llama, Family::Bitnet];
+pub const FAMILIES: [Family; 3] = [Family::Llama, Family::Bitnet, Family::BitnetB158];
+
+/// Every family with either ternary type.
+pub fn ternary_models() -> impl Iterator<Item = synth::Config> {
+    FAMILIES.into_iter().flat_map(|family| [Dtype::TQ1_0, Dtype::TQ2_0].map(|dtype| nano(family, dtype)))
+}
 
 /// The nano shape: the smallest whose rows are whole blocks of the ternary types.
 pub fn nano(family: Family, dtype: Dtype) -> synth::Config {
@@ -22,9 +27,9 @@ pub fn nano(family: Family, dtype: Dtype) -> synth::Config {
 
 /// A shape for f32 weights that is computed in a moment: three blocks, grouped queries.
 pub fn pico(family: Family) -> synth::Config {
-    let shape = Shape { name: "pico", n_embd: 64, n_layer: 3, n_head: 4, n_ff: 96, n_vocab: 512 };
-    let n_head_kv = Some(2);
-    synth::Config { family, n_head_kv, threads: 1, ..synth::Config::new(shape, Dtype::F16, 11) }
+    let (n_embd, n_layer, n_head, n_head_kv, n_ff, n_vocab) = (64, 3, 4, 2, 96, 512);
+    let shape = Shape { name: "pico", family, n_embd, n_layer, n_head, n_head_kv, n_ff, n_vocab };
+    synth::Config { threads: 1, ..synth::Config::new(shape, Dtype::F16, 11) }
 }
 
 /// Writes the model of `config` to `dir`.

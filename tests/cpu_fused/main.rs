@@ -238,3 +238,19 @@ fn swiglu_back_from_flat_to_saturated() {
         assert_within(&what, &y, &want);
     }
 }
+
+#[test]
+fn relu_sqr_glu_back_on_both_sides_of_zero() {
+    for (n, t) in [(1, 1), (5, 3), (64, 2), (131, 7)] {
+        let ne = [n as i64, t as i64];
+        let inputs = [1, 2, 3].map(|seed| f32s(&ne, &noise(seed, n * t)));
+        let what = format!("relu_sqr_glu_back n={n} T={t}");
+        let y =
+            run(&what, &inputs, Read::Result, |ctx, i| ctx.relu_sqr_glu_back(&i[0], &i[1], &i[2]).unwrap());
+        let [dy, gate, up] = inputs.map(|i| f32_of(&i).into_iter().map(f64::from).collect::<Vec<_>>());
+        let value = |value: f64| Want { value, bound: FEW * EPS * value.abs() };
+        let of_gate = (0..n * t).map(|i| value(2.0 * dy[i] * gate[i].max(0.0) * up[i]));
+        let of_up = (0..n * t).map(|i| value(dy[i] * gate[i].max(0.0).powi(2)));
+        assert_within(&what, &y, &of_gate.chain(of_up).collect::<Vec<_>>());
+    }
+}

@@ -140,6 +140,21 @@ fn swiglu() {
     }
 }
 
+#[test]
+fn relu_sqr_glu() {
+    for ne in SHAPES {
+        let n = ne.iter().product::<i64>() as usize;
+        let (gate, up) = (noise(17, n), noise(18, n));
+        let values =
+            gate.iter().zip(&up).map(|(&g, &u)| f64::from(g.max(0.0)).powi(2) * f64::from(u)).collect();
+        check(&format!("relu_sqr_glu {ne:?}"), &Want::within(values, FEW_ROUNDINGS), |mut t| {
+            let (gate, up) = (t.f32(&ne, &gate), t.f32(&ne, &up));
+            let out = t.ops.relu_sqr_glu(&gate, &up).unwrap();
+            t.run(&out)
+        });
+    }
+}
+
 /// Rows `ids` of a matrix, of every type an embedding may have.
 #[test]
 fn get_rows_of_every_type() {

@@ -1,4 +1,4 @@
-//! Backward rules that are one kernel each: of a weighted RMS norm, and of SwiGLU.
+//! Backward rules that are one kernel each: of a weighted RMS norm, of SwiGLU and of its like with a squared ReLU.
 
 use super::{check, noise, Want};
 
@@ -73,12 +73,36 @@ fn swiglu(n: usize, rows: usize) {
     });
 }
 
-#[test]
-fn swiglu_gradients() {
-    for (n, rows) in [(1, 1), (3, 5), (4, 2), (255, 2), (260, 3)] {
-        swiglu(n, rows);
+fn relu_sqr_glu(n: usize, rows: usize) {
+    let (dy, mut gate, up) = (noise(1, n * rows), noise(2, n * rows), noise(3, n * rows));
+    for (gate, extreme) in gate.iter_mut().zip([0.0, -0.0, 1e3, -1e3]) {
+        *gate = extreme;
     }
-    // More blocks than one line of the grid holds, one value at a time and four.
-    swiglu(513, 259);
-    swiglu(1024, 517);
+    // Two products each.
+    let bound = |size: f64| 2.0 * EPS * size.abs();
+    let (mut of_gate, mut of_up) = (Vec::new(), Vec::new());
+    for i in 0..n * rows {
+        let (dy, r, up) = (f64::from(dy[i]), f64::from(gate[i].max(0.0)), f64::from(up[i]));
+        of_gate.push((2.0 * dy * r * up, bound(2.0 * dy * r * up)));
+        of_up.push((dy * r * r, bound(dy * r * r)));
+    }
+    let (values, bound) = of_gate.into_iter().chain(of_up).unzip();
+    check(&format!("relu_sqr_glu_back {n}x{rows}"), &Want { values, bound }, |mut b| {
+        let ne = [n as i64, rows as i64];
+        let (dy, gate, up) = (b.f32(&ne, &dy), b.f32(&ne, &gate), b.f32(&ne, &up));
+        let d = b.ops.relu_sqr_glu_back(&dy, &gate, &up).unwrap();
+        b.run(&d)
+    });
+}
+
+#[test]
+fn gradients_of_gated_activations() {
+    for activation in [swiglu, relu_sqr_glu] {
+        for (n, rows) in [(1, 1), (3, 5), (4, 2), (255, 2), (260, 3)] {
+            activation(n, rows);
+        }
+        // More blocks than one line of the grid holds, one value at a time and four.
+        activation(513, 259);
+        activation(1024, 517);
+    }
 }

@@ -56,7 +56,7 @@ fn rms_norm_and_its_weight() {
 }
 
 #[test]
-fn sums_and_swiglu() {
+fn sums_and_gates() {
     let silu = |x: f64| x / (1.0 + (-x).exp());
     for (ne, offset) in [
         ([4i64, 9], 0),
@@ -82,6 +82,13 @@ fn sums_and_swiglu() {
         check(&format!("swiglu {ne:?} offset {offset}"), &gated, |mut t| {
             let (a, b) = (t.f32(&ne, &a), at_offset(&mut t, &ne, &b, offset));
             let out = t.ops.swiglu_split(&a, &b).unwrap();
+            t.run(&out)
+        });
+        // One dispatch, of the same two roundings.
+        let squared = Want::within(pairs().map(|(a, b)| a.max(0.0).powi(2) * b).collect(), FEW_ROUNDINGS);
+        check(&format!("relu_sqr_glu {ne:?} offset {offset}"), &squared, |mut t| {
+            let (a, b) = (t.f32(&ne, &a), at_offset(&mut t, &ne, &b, offset));
+            let out = t.ops.relu_sqr_glu(&a, &b).unwrap();
             t.run(&out)
         });
     }

@@ -48,7 +48,7 @@ fn hold_tokens(what: &str, got: &[u8], want: &Tokens) {
 #[test]
 fn quantizes_odd_tokens() {
     let mut random = Random(1);
-    for (n, count) in [(256, 1), (768, 3), (13824, 2), (512, 40)] {
+    for (n, count) in [(256, 1), (768, 3), (13824, 2), (512, 40), (128, 5), (640, 9)] {
         check_quantizer(&format!("{n}x{count}"), &odd_tokens(n, count, &mut random), n);
     }
 }
@@ -181,7 +181,7 @@ fn backward_is_exact() {
     for dtype in TYPES {
         for scales in [Scales::None, Scales::One, Scales::OneAndZeroBlocks] {
             for (i, tokens) in TOKENS.into_iter().enumerate() {
-                let (n, m) = [(256, 256), (512, 256), (256, 768)][i % 3];
+                let (n, m) = [(256, 256), (512, 640), (256, 768), (512, 256), (256, 128)][i % 5];
                 let w = Weights::new(dtype, n, m, scales, &mut random);
                 check_backward(&w, tokens, 1 + i % 2, i % 3 == 0, &[""], &mut random);
                 check_backward(&w, tokens, 2 - i % 2, i % 3 == 1, &[""], &mut random);
@@ -198,6 +198,9 @@ fn backward_is_exact_in_every_variant() {
             let w = Weights::new(dtype, 512, 256, Scales::One, &mut random);
             check_backward(&w, 35, limbs, true, &ALL_VARIANTS, &mut random);
             check_backward(&w, 129, limbs, false, &ALL_VARIANTS, &mut random);
+            // Keys and values of bitnet-b1.58-2B-4T: no multiple of 256.
+            let w = Weights::new(dtype, 512, 640, Scales::One, &mut random);
+            check_backward(&w, 35, limbs, false, &ALL_VARIANTS, &mut random);
         }
     }
 }
@@ -221,8 +224,8 @@ fn weights_unpacked_before_are_exact() {
 fn backward_of_mixed_scales_is_a_float_product() {
     let mut random = Random(9);
     for dtype in TYPES {
-        for (limbs, tokens) in [(1, 3), (2, 37)] {
-            let (n, m) = (512, 256);
+        for (limbs, tokens, m) in [(1, 3, 256), (2, 37, 256), (2, 5, 640)] {
+            let n = 512;
             let w = Weights::new(dtype, n, m, Scales::Mixed, &mut random);
             let y = Tokens::new(&random.values(m * tokens), m, limbs);
             let add = random.values(n * tokens);

@@ -2,9 +2,14 @@
 //! Follows upstream's `models/bitnet.cpp`.
 
 use crate::ggml::RopeKind;
-use crate::model::spec::{Architecture, BlockSpec};
+use crate::model::spec::{Activation, Architecture, BlockSpec};
 
 pub(super) const ARCHITECTURE: Architecture = Architecture {
     name: "bitnet",
-    block: BlockSpec { rope: RopeKind::Neox, attn_sub_norm: true, ffn_sub_norm: true },
+    block: BlockSpec {
+        rope: RopeKind::Neox,
+        attn_sub_norm: true,
+        ffn_sub_norm: true,
+        activation: Activation::Silu,
+    },
 };

@@ -60,6 +60,7 @@ enum ggml_train_op {
     GGML_TRAIN_OP_LOW_RANK_GRAD,
     GGML_TRAIN_OP_RMS_NORM_MUL_BACK,
     GGML_TRAIN_OP_SWIGLU_BACK,
+    GGML_TRAIN_OP_RELU_SQR_GLU_BACK,
     GGML_TRAIN_OP_ATTENTION,
     GGML_TRAIN_OP_ATTENTION_BACK,
     GGML_TRAIN_OP_COUNT,
@@ -79,7 +80,7 @@ GGML_API float              ggml_train_op_param(const struct ggml_tensor * tenso
 // Only src[0] is read. Further sources are what x was made of: they keep their memory, so that a backend may make x and the
 // result in one pass.
 //
-// x      [n, T], n a multiple of 256, rows contiguous in themselves
+// x      [n, T], n a multiple of 128, rows contiguous in themselves
 // limbs  1 or 2
 // result [limbs*n + GGML_TQ_TOKEN_TAIL, T] I8
 GGML_API struct ggml_tensor * ggml_tq_quantize(struct ggml_context * ctx, struct ggml_tensor * x, int limbs);
@@ -93,7 +94,7 @@ GGML_API struct ggml_tensor * ggml_tq_mul_mat(struct ggml_context * ctx, struct 
 
 // add + W^T y, the product exact in integers where all blocks of w have one scale.
 //
-// w      [n, m] TQ1_0 or TQ2_0, m a multiple of 256
+// w      [n, m] TQ1_0 or TQ2_0, m a multiple of 128
 // yq     tq_quantize of [m, T] with one or two limbs
 // add    [n, T] contiguous, or NULL
 // result [n, T]
@@ -144,6 +145,10 @@ GGML_API struct ggml_tensor * ggml_rms_norm_mul_back(
 // dy, gate, up [n, T] contiguous
 // result       [n, T, 2]: of gate, then of up
 GGML_API struct ggml_tensor * ggml_swiglu_back(
+        struct ggml_context * ctx, struct ggml_tensor * dy, struct ggml_tensor * gate, struct ggml_tensor * up);
+
+// The gradients of relu(gate)^2 * up; operands and result as above.
+GGML_API struct ggml_tensor * ggml_relu_sqr_glu_back(
         struct ggml_context * ctx, struct ggml_tensor * dy, struct ggml_tensor * gate, struct ggml_tensor * up);
 
 // Causal attention within samples: token t of head h looks at the tokens first(t) .. t. Query head h uses key head

@@ -8,6 +8,9 @@
 
 #include <string.h>
 
+// The longest step of a kernel's integer sum: what such a sum's length is a multiple of.
+#define TQ_SUM_STEP 128
+
 static void mark(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
     (void) ith;
     (void) nth;
@@ -45,6 +48,7 @@ const char * ggml_train_op_desc(const struct ggml_tensor * tensor) {
         "LOW_RANK_GRAD",
         "RMS_NORM_MUL_BACK",
         "SWIGLU_BACK",
+        "RELU_SQR_GLU_BACK",
         "ATTENTION",
         "ATTENTION_BACK",
     };
@@ -127,7 +131,7 @@ static void keep_operands(struct ggml_tensor * dst, const struct ggml_tensor * x
 
 struct ggml_tensor * ggml_tq_quantize(struct ggml_context * ctx, struct ggml_tensor * x, int limbs) {
     GGML_ASSERT(limbs == 1 || limbs == 2);
-    GGML_ASSERT(ggml_is_matrix(x) && is_rows(x, x->ne[0]) && x->ne[0] % 256 == 0);
+    GGML_ASSERT(ggml_is_matrix(x) && is_rows(x, x->ne[0]) && x->ne[0] % TQ_SUM_STEP == 0);
 
     struct ggml_tensor * result = ggml_new_tensor_2d(ctx, GGML_TYPE_I8, limbs * x->ne[0] + GGML_TQ_TOKEN_TAIL, x->ne[1]);
     TRAIN_OP(result, GGML_TRAIN_OP_TQ_QUANTIZE, 0.0f, x);
@@ -153,7 +157,7 @@ struct ggml_tensor * ggml_tq_mul_mat(struct ggml_context * ctx, struct ggml_tens
 
 struct ggml_tensor * ggml_tq_mul_mat_back(
         struct ggml_context * ctx, struct ggml_tensor * w, struct ggml_tensor * yq, struct ggml_tensor * add) {
-    GGML_ASSERT(is_ternary_matrix(w) && w->ne[1] % 256 == 0);
+    GGML_ASSERT(is_ternary_matrix(w) && w->ne[1] % TQ_SUM_STEP == 0);
     GGML_ASSERT(is_quantized_tokens(yq, w->ne[1], 1) || is_quantized_tokens(yq, w->ne[1], 2));
 
     struct ggml_tensor * result = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, w->ne[0], yq->ne[1]);
@@ -201,13 +205,24 @@ struct ggml_tensor * ggml_rms_norm_mul_back(
     return TRAIN_OP(result, GGML_TRAIN_OP_RMS_NORM_MUL_BACK, eps, dy, x, w, add);
 }
 
-struct ggml_tensor * ggml_swiglu_back(
-        struct ggml_context * ctx, struct ggml_tensor * dy, struct ggml_tensor * gate, struct ggml_tensor * up) {
+static struct ggml_tensor * glu_back(
+        struct ggml_context * ctx, enum ggml_train_op op, struct ggml_tensor * dy, struct ggml_tensor * gate,
+        struct ggml_tensor * up) {
     GGML_ASSERT(dy->type == GGML_TYPE_F32 && ggml_is_matrix(dy) && ggml_is_contiguous(dy));
     GGML_ASSERT(is_same_or_null(gate, dy) && is_same_or_null(up, dy));
 
     struct ggml_tensor * result = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, dy->ne[0], dy->ne[1], 2);
-    return TRAIN_OP(result, GGML_TRAIN_OP_SWIGLU_BACK, 0.0f, dy, gate, up);
+    return TRAIN_OP(result, op, 0.0f, dy, gate, up);
+}
+
+struct ggml_tensor * ggml_swiglu_back(
+        struct ggml_context * ctx, struct ggml_tensor * dy, struct ggml_tensor * gate, struct ggml_tensor * up) {
+    return glu_back(ctx, GGML_TRAIN_OP_SWIGLU_BACK, dy, gate, up);
+}
+
+struct ggml_tensor * ggml_relu_sqr_glu_back(
+        struct ggml_context * ctx, struct ggml_tensor * dy, struct ggml_tensor * gate, struct ggml_tensor * up) {
+    return glu_back(ctx, GGML_TRAIN_OP_RELU_SQR_GLU_BACK, dy, gate, up);
 }
 
 static void assert_attention(

@@ -92,6 +92,18 @@ void swiglu(ggml_tensor * dst) {
     }
 }
 
+void relu_sqr_glu(ggml_tensor * dst) {
+    for (int64_t t = 0; t < dst->ne[1]; ++t) {
+        for (int64_t i = 0; i < dst->ne[0]; ++i) {
+            const double dy  = at(dst->src[0], i, t);
+            const double r   = std::max(0.0f, at(dst->src[1], i, t));
+            const double up  = at(dst->src[2], i, t);
+            at(dst, i, t, 0) = (float) (dy * up * 2.0 * r);
+            at(dst, i, t, 1) = (float) (dy * r * r);
+        }
+    }
+}
+
 double dot(const ggml_tensor * a, const ggml_tensor * b, int64_t head_a, int64_t t_a, int64_t head_b, int64_t t_b) {
     double sum = 0.0;
     for (int64_t e = 0; e < a->ne[0]; ++e) {
@@ -189,6 +201,8 @@ void fused_ref(ggml_tensor * dst) {
             return rms_norm_mul(dst);
         case GGML_TRAIN_OP_SWIGLU_BACK:
             return swiglu(dst);
+        case GGML_TRAIN_OP_RELU_SQR_GLU_BACK:
+            return relu_sqr_glu(dst);
         case GGML_TRAIN_OP_ATTENTION:
             return attention_fwd(dst);
         case GGML_TRAIN_OP_ATTENTION_BACK:

@@ -25,6 +25,9 @@ bool fused(const ggml_compute_params * params, ggml_tensor * dst) {
         case GGML_TRAIN_OP_SWIGLU_BACK:
             kernel = swiglu_back;
             break;
+        case GGML_TRAIN_OP_RELU_SQR_GLU_BACK:
+            kernel = relu_sqr_glu_back;
+            break;
         case GGML_TRAIN_OP_ATTENTION:
             kernel = attention;
             break;

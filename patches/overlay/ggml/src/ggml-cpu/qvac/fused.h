@@ -17,6 +17,7 @@ void low_rank_add(const ggml_compute_params * params, ggml_tensor * dst);
 void low_rank_grad(const ggml_compute_params * params, ggml_tensor * dst);
 void rms_norm_mul_back(const ggml_compute_params * params, ggml_tensor * dst);
 void swiglu_back(const ggml_compute_params * params, ggml_tensor * dst);
+void relu_sqr_glu_back(const ggml_compute_params * params, ggml_tensor * dst);
 void attention(const ggml_compute_params * params, ggml_tensor * dst);
 void attention_back(const ggml_compute_params * params, ggml_tensor * dst);
 

@@ -68,8 +68,8 @@ bool is_result_of_product(const ggml_tensor * t) {
            (op == GGML_TRAIN_OP_LOW_RANK_ADD && is_result_of_product(t->src[0]));
 }
 
-// A ternary product that begins beside other kernels takes 1.45 times as long on an H100, to its end; so it waits for those,
-// needing them or not. Products may run side by side.
+// Ternary products that begin beside other kernels take some 1.4 times as long on an H100, by the time of whole steps; so they
+// wait for those, needing them or not. Products may run side by side.
 void clear_the_way(ggml_backend_vk_context * ctx, vk_context & subctx, const ggml_cgraph * cgraph, int node_idx) {
     auto & written = ctx->unsynced_nodes_written;
     if (std::all_of(written.begin(), written.end(), is_result_of_product)) {
@@ -140,7 +140,8 @@ vk_qvac_answer ggml_vk_qvac_supports_op(const vk_device & device, const ggml_ten
                     supported = ggml_vk_qvac_rms_norm_mul_back_supported(device, op);
                     break;
                 case GGML_TRAIN_OP_SWIGLU_BACK:
-                    supported = ggml_vk_qvac_swiglu_back_supported(device, op);
+                case GGML_TRAIN_OP_RELU_SQR_GLU_BACK:
+                    supported = ggml_vk_qvac_glu_back_supported(device, op);
                     break;
                 case GGML_TRAIN_OP_ATTENTION:
                 case GGML_TRAIN_OP_ATTENTION_BACK:
@@ -191,6 +192,12 @@ bool ggml_vk_qvac_fuse(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph
         return true;
     }
     const ggml_tensor * node = cgraph->nodes[node_idx];
+    if (ggml_vk_qvac_fuses_relu_sqr(ctx, cgraph, node_idx)) {
+        ctx->num_additional_fused_ops = 2;
+        *name = "RELU_SQR_GLU";
+        std::fill_n(elementwise, 3, true);
+        return true;
+    }
     ctx->qvac->fused_rms_norm = node->op == GGML_OP_RMS_NORM && ggml_vk_qvac_fuses_rms_norm(ctx, cgraph, node_idx);
     if (ctx->qvac->fused_rms_norm) {
         // A row is read before it is written, by the same workgroup: upstream may place the result over the input.
@@ -224,6 +231,9 @@ bool ggml_vk_qvac_dispatch(ggml_backend_vk_context * ctx, vk_context & subctx, g
         return true;
     }
     ggml_tensor * node = cgraph->nodes[node_idx];
+    if (ggml_vk_qvac_fused_relu_sqr(ctx, subctx, cgraph, node_idx)) {
+        return true;
+    }
     if (!is_ours(node)) {
         return dispatch_taken(ctx, subctx, cgraph, node_idx);
     }
@@ -273,7 +283,8 @@ bool ggml_vk_qvac_dispatch(ggml_backend_vk_context * ctx, vk_context & subctx, g
                     ggml_vk_qvac_rms_norm_mul_back(ctx, subctx, node);
                     break;
                 case GGML_TRAIN_OP_SWIGLU_BACK:
-                    ggml_vk_qvac_swiglu_back(ctx, subctx, node);
+                case GGML_TRAIN_OP_RELU_SQR_GLU_BACK:
+                    ggml_vk_qvac_glu_back(ctx, subctx, node);
                     break;
                 case GGML_TRAIN_OP_ATTENTION:
                     ggml_vk_qvac_attention(ctx, subctx, node);

@@ -61,8 +61,11 @@ void ggml_vk_qvac_rope(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_
 void ggml_vk_qvac_load_elementwise(vk_device & device, const vk_qvac_create_pipeline & create);
 bool ggml_vk_qvac_takes_binary(const ggml_backend_vk_context * ctx, const ggml_tensor * op); // ADD, GLU
 void ggml_vk_qvac_binary(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
-bool ggml_vk_qvac_swiglu_back_supported(const vk_device & device, const ggml_tensor * op);
-void ggml_vk_qvac_swiglu_back(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
+// RELU, SQR and MUL from a node on: whether they are one dispatch, and that dispatch.
+bool ggml_vk_qvac_fuses_relu_sqr(const ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph, int node_idx);
+bool ggml_vk_qvac_fused_relu_sqr(ggml_backend_vk_context * ctx, vk_context & subctx, const ggml_cgraph * cgraph, int node_idx);
+bool ggml_vk_qvac_glu_back_supported(const vk_device & device, const ggml_tensor * op);
+void ggml_vk_qvac_glu_back(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_tensor * dst);
 
 // attention.cpp
 void ggml_vk_qvac_load_attention(vk_device & device, const vk_qvac_create_pipeline & create);

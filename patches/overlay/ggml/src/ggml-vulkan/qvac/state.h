@@ -72,8 +72,8 @@ struct vk_qvac_device {
     vk_pipeline rms_norm_mul_back[VK_QVAC_ROW_SHAPE_COUNT][2]; // unaligned and aligned
     vk_qvac_row_pipelines rows;
     vk_pipeline rope[2];              // pairs of neighbours, NEOX
-    vk_pipeline binary[2];            // ADD, SWIGLU
-    vk_pipeline swiglu_back[2];       // one value at a time, and four
+    vk_pipeline binary[3];            // ADD, SWIGLU, a squared ReLU's
+    vk_pipeline glu_back[2][2];       // of SWIGLU and of the squared ReLU; one value at a time, and four
     vk_pipeline attention[VK_QVAC_ATTENTION_KERNEL_COUNT][VK_QVAC_ATTENTION_WIDTHS];
     vk_pipeline attention_stats;
 };

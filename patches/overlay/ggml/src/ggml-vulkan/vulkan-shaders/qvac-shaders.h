@@ -62,7 +62,7 @@ static void qvac_shaders() {
     }
     string_to_spv("qvac_low_rank_add_long",  "qvac_low_rank_add_long.comp",  {});
     string_to_spv("qvac_low_rank_grad_sum",  "qvac_low_rank_grad_sum.comp",  {});
-    string_to_spv("qvac_swiglu_back",        "qvac_swiglu_back.comp",        {});
+    string_to_spv("qvac_glu_back",           "qvac_glu_back.comp",           {});
     for (const std::string name : { "qvac_attention", "qvac_attention_back_q", "qvac_attention_back_kv" }) {
         string_to_spv(name, name + ".comp", {});
     }

@@ -1,10 +1,13 @@
 #version 450
 
-// d = a + b, or silu(a) * b, of contiguous values. d may be a or b.
+// d = a + b, silu(a) * b or relu(a)^2 * b, of contiguous values. d may be a or b.
 
 #extension GL_EXT_control_flow_attributes : enable
 
-layout(constant_id = 0) const bool SWIGLU = false;
+const uint ADD = 0;
+const uint SWIGLU = 1;
+const uint RELU_SQR = 2;
+layout(constant_id = 0) const uint OP = ADD;
 
 const uint BLOCK_SIZE = 256;
 layout(local_size_x = 256, local_size_y = 1, local_size_z = 1) in;
@@ -25,6 +28,17 @@ const uint BLOCKS_PER_GRID_LINE = 512;
 // Fours of an invocation: all are read before the first one is written, so that their reading overlaps.
 const uint EACH = 2;
 
+vec4 result(const vec4 a, const vec4 b) {
+    if (OP == SWIGLU) {
+        return a / (1.0 + exp(-a)) * b;
+    }
+    if (OP == RELU_SQR) {
+        const vec4 r = max(a, vec4(0.0));
+        return r * r * b;
+    }
+    return a + b;
+}
+
 void main() {
     const uint first = (gl_WorkGroupID.y * BLOCKS_PER_GRID_LINE + gl_WorkGroupID.x) * EACH * BLOCK_SIZE + gl_LocalInvocationID.x;
 
@@ -38,7 +52,7 @@ void main() {
     [[unroll]] for (uint j = 0; j < EACH; ++j) {
         const uint i = first + j * BLOCK_SIZE;
         if (i < p.N) {
-            data_d[p.d_offset + i] = SWIGLU ? a[j] / (1.0 + exp(-a[j])) * b[j] : a[j] + b[j];
+            data_d[p.d_offset + i] = result(a[j], b[j]);
         }
     }
 }

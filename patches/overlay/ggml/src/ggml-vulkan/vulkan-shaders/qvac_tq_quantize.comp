@@ -5,7 +5,7 @@
 
 // Strides and offsets of x are in floats, those of the result in words.
 layout(push_constant) uniform parameter {
-    uint N; uint T;      // values a token, a multiple of 256
+    uint N; uint T;      // values a token, a multiple of 128
     uint limbs;
     uint ne1; uint ne2;  // how tokens lie in x
     uint nb1; uint nb2; uint nb3;

@@ -1,7 +1,7 @@
 #version 450
 
 // The backward of BitNet's activation and the norm behind it, and the quantized gradients, in one pass over rows that are kept:
-// RMS_NORM_MUL_BACK, SWIGLU_BACK and TQ_QUANTIZE of dgate and dup (qvac_rms_norm_mul_back.comp and qvac_swiglu_back.comp have
+// RMS_NORM_MUL_BACK, SWIGLU_BACK and TQ_QUANTIZE of dgate and dup (qvac_rms_norm_mul_back.comp and qvac_glu_back.comp have
 // the formulas). What the norm read, silu(gate) * up, is made again.
 
 // Offsets in fours of values, those of q in words.

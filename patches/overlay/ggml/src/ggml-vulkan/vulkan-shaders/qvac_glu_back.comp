@@ -1,12 +1,15 @@
 #version 450
 
-// The gradients of silu(gate) * up (ggml_swiglu_back), element by element; of gate first, of up behind all of them:
+// The gradients of silu(gate) * up (ggml_swiglu_back) and of relu(gate)^2 * up (ggml_relu_sqr_glu_back), element by
+// element; of gate first, of up behind all of them:
 //
 //     dgate = dy * up * s * (1 + gate * (1 - s)),    dup = dy * gate * s,    s = 1 / (1 + exp(-gate))
+//     dgate = dy * up * 2 * r,                       dup = dy * r * r,       r = max(gate, 0)
 
 #extension GL_EXT_control_flow_attributes : enable
 
 layout(constant_id = 0) const bool ALIGNED = true; // N is a multiple of 4, each tensor of 16 bytes
+layout(constant_id = 1) const bool RELU_SQR = false;
 
 const uint BLOCK_SIZE = 256;
 layout(local_size_x = 256, local_size_y = 1, local_size_z = 1) in;
@@ -29,12 +32,16 @@ layout(binding = 3) writeonly buffer D4 { vec4 data_d4[]; };
 // Blocks are spread over two grid dimensions: one alone may hold 65535 workgroups at most.
 const uint BLOCKS_PER_GRID_LINE = 512;
 
-vec4 sigmoid(const vec4 x) {
-    return 1.0 / (1.0 + exp(-x));
-}
-
-vec4 of_gate(const vec4 dy, const vec4 gate, const vec4 up, const vec4 s) {
-    return dy * up * s * (1.0 + gate * (1.0 - s));
+void gradients(const vec4 dy, const vec4 gate, const vec4 up, out vec4 of_gate, out vec4 of_up) {
+    if (RELU_SQR) {
+        const vec4 dr = dy * max(gate, vec4(0.0));
+        of_gate = (dr + dr) * up;
+        of_up   = dr * max(gate, vec4(0.0));
+    } else {
+        const vec4 s = 1.0 / (1.0 + exp(-gate));
+        of_gate = dy * up * s * (1.0 + gate * (1.0 - s));
+        of_up   = dy * gate * s;
+    }
 }
 
 // Fours of an invocation: all are read before the first one is written, so that their reading overlaps.
@@ -55,10 +62,12 @@ void four_at_a_time(const uint block) {
     }
     [[unroll]] for (uint j = 0; j < EACH; ++j) {
         const uint i = first + j * BLOCK_SIZE;
-        const vec4 s = sigmoid(gate[j]);
+        vec4 of_gate;
+        vec4 of_up;
+        gradients(dy[j], gate[j], up[j], of_gate, of_up);
         if (i < n) {
-            data_d4[p.d_offset / 4 + i]     = of_gate(dy[j], gate[j], up[j], s);
-            data_d4[p.d_offset / 4 + n + i] = dy[j] * gate[j] * s;
+            data_d4[p.d_offset / 4 + i]     = of_gate;
+            data_d4[p.d_offset / 4 + n + i] = of_up;
         }
     }
 }
@@ -75,8 +84,10 @@ void main() {
         const vec4 dy   = vec4(data_dy[p.dy_offset + i]);
         const vec4 gate = vec4(data_gate[p.gate_offset + i]);
         const vec4 up   = vec4(data_up[p.up_offset + i]);
-        const vec4 s    = sigmoid(gate);
-        data_d[p.d_offset + i]       = of_gate(dy, gate, up, s).x;
-        data_d[p.d_offset + p.N + i] = (dy * gate * s).x;
+        vec4 of_gate;
+        vec4 of_up;
+        gradients(dy, gate, up, of_gate, of_up);
+        data_d[p.d_offset + i]       = of_gate.x;
+        data_d[p.d_offset + p.N + i] = of_up.x;
     }
 }
