@@ -65,8 +65,8 @@ enum Recorded {
     Products,
     /// Runs of nodes, by one workgroup: on any device.
     ProgramAlone,
-    /// What the device has by default.
-    Default,
+    /// By a workgroup for each core, where the device is known to have all of them at work at once.
+    ProgramOnCores,
     /// By more workgroups than are at work at the same time.
     ProgramBeyondTheDevice,
 }
@@ -79,9 +79,9 @@ fn start(model: &Path, recorded: Recorded, long: bool) -> Output {
     command.env("GGML_VK_DISABLE_F16", "1");
     match recorded {
         Recorded::Nodes => command.env("GGML_VK_DISABLE_FUSION", "1"),
-        Recorded::Products => command.env("QVAC_VK_VEC", "program=0"),
+        Recorded::Products => &mut command,
         Recorded::ProgramAlone => command.env("QVAC_VK_VEC", "program=1"),
-        Recorded::Default => &mut command,
+        Recorded::ProgramOnCores => command.env("QVAC_VK_VEC", "program=cores"),
         Recorded::ProgramBeyondTheDevice => {
             let software = device::vulkan().is_some_and(|d| d.kind() == DeviceKind::Software);
             command.env("QVAC_VK_VEC", if software { "program=32" } else { "program=4096" })
@@ -165,7 +165,7 @@ fn fused_graphs_give_the_same_logits() {
         let path = model(dir.path(), &case);
         let nodes = run(&path, Recorded::Nodes, case.long);
         assert_eq!(nodes.dispatches.keys().filter(|name| name.starts_with("TQ_")).count(), 0, "{what}");
-        for recorded in [Recorded::Products, Recorded::ProgramAlone, Recorded::Default] {
+        for recorded in [Recorded::Products, Recorded::ProgramAlone, Recorded::ProgramOnCores] {
             let run = run(&path, recorded, case.long);
             eprintln!("{what}: {:?}", run.dispatches);
             assert_eq!(nodes.logits.len(), run.logits.len());

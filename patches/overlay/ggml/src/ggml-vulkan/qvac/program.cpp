@@ -1,7 +1,7 @@
 // Programs: runs of a generating graph's nodes as one dispatch (qvac_tq_program.comp, program_nodes.cpp).
 //
 // All workgroups of a program must be at work at the same time, as they wait for each other: one for each core. So it is
-// taken on devices of which this is known. What goes wrong all the same (a workgroup waits in vain) ends the dispatch,
+// for devices of which this is known, and taken where it is asked for: logits of such a device have not been compared yet. What goes wrong all the same (a workgroup waits in vain) ends the dispatch,
 // makes the result NaN and the next graph fail.
 
 #include "ops.h"
@@ -28,23 +28,19 @@ bool can_run(const vk_device & device) {
            device->properties.limits.maxComputeSharedMemorySize >= 32768;
 }
 
-// QVAC_VK_VEC=program=N: so many workgroups, on any device that can run programs with one; 0: no programs.
-int asked_for() {
-    static const int n = [] {
+// QVAC_VK_VEC=program=N: programs of so many workgroups, on any device that can run them with one; program=cores: one for
+// each core, where all are known to be at work at once.
+uint32_t workgroups(const vk_device & device) {
+    static const std::string asked = [] {
         const char * env = getenv("QVAC_VK_VEC");
         const char * at  = env ? strstr(env, "program=") : nullptr;
-        return at ? atoi(at + strlen("program=")) : -1;
+        return std::string(at ? at + strlen("program=") : "");
     }();
-    return n;
-}
-
-// Rows of an odd number of halves are shared out to workgroups in twos.
-uint32_t workgroups(const vk_device & device) {
-    if (asked_for() >= 0) {
-        return asked_for() > 1 ? (uint32_t) asked_for() / 2 * 2 : (uint32_t) asked_for();
-    }
-    const bool known = device->vendor_id == VK_VENDOR_ID_NVIDIA && !device->uma;
-    return known ? device->shader_core_count / 2 * 2 : 0;
+    const bool     by_cores = asked.compare(0, 5, "cores") == 0;
+    const bool     known    = device->vendor_id == VK_VENDOR_ID_NVIDIA && !device->uma;
+    const uint32_t n        = !by_cores ? (uint32_t) atoi(asked.c_str()) : known ? device->shader_core_count : 0;
+    // Rows of an odd number of halves are shared out to workgroups in twos.
+    return n > 1 ? n / 2 * 2 : n;
 }
 
 vk_subbuffer whole(const vk_buffer & buffer) {
@@ -92,7 +88,7 @@ void ggml_vk_qvac_program_synchronized(ggml_backend_vk_context * ctx) {
     vk_qvac_program & program = ctx->qvac->program;
     if (!program.failed && program.failure && *(const volatile uint32_t *) program.failure->ptr != 0) {
         program.failed = true;
-        GGML_LOG_ERROR("ggml_vulkan: workgroups on %s waited for each other in vain; QVAC_VK_VEC=program=0 does without\n",
+        GGML_LOG_ERROR("ggml_vulkan: workgroups on %s waited for each other in vain; QVAC_VK_VEC without program= does without\n",
                        ctx->device->name.c_str());
     }
 }
