@@ -5,17 +5,16 @@
 
 mod common;
 
-use std::num::NonZeroU32;
 use std::path::Path;
 
 use common::device::cpu;
 use common::numeric::{
-    engine, lora, micro_batch, nano, norm, randomize, rewritten, rows, samples, scales, write_model, Extra,
-    Setup, FAMILIES,
+    engine, float_context, lora, micro_batch, nano, norm, randomize, rewritten, rows, samples, scales,
+    write_model, Extra, Setup, FAMILIES,
 };
 use qvac_ft::data::Sample;
 use qvac_ft::ggml::Dtype;
-use qvac_ft::llama::{self, Batch, ContextParams, FlashAttention, KvType, LoraAdapter, ModelParams};
+use qvac_ft::llama::{self, Batch, LoraAdapter, ModelParams};
 use qvac_ft::model::{Hparams, ARCHITECTURES};
 use qvac_ft::synth::{Family, TYPES};
 use qvac_ft::train::Prediction;
@@ -39,16 +38,7 @@ const LABELS_PER_TOKEN: usize = 8;
 /// libllama's log-probabilities after each token of each sample.
 fn theirs(model: &Path, adapter: Option<&Path>, samples: &[Sample]) -> Vec<Vec<Vec<f64>>> {
     let model = llama::Model::load(model, &ModelParams::on(Some("cpu"))).unwrap();
-    let params = ContextParams {
-        n_ctx: NonZeroU32::new(64),
-        n_batch: 64,
-        n_ubatch: 64,
-        n_threads: NonZeroU32::new(1),
-        flash_attention: FlashAttention::Off,
-        kv_type: KvType::F32,
-        ..ContextParams::default()
-    };
-    let mut context = llama::Context::new(&model, &params).unwrap();
+    let mut context = llama::Context::new(&model, &float_context()).unwrap();
     if let Some(path) = adapter {
         context.set_adapters(&[(LoraAdapter::load(&model, path).unwrap(), 1.0)]).unwrap();
     }

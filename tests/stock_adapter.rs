@@ -9,9 +9,7 @@
 
 mod common;
 
-use std::process::Command;
-
-use common::real::{chatml, examples, installed, qvac, root, smollm2, text};
+use common::real::{self, chatml, examples, qvac, smollm2, text};
 use serde_json::{json, Value};
 
 /// Questions learnt by heart, of the first lines of the training data.
@@ -23,15 +21,7 @@ const LEAST_MARGIN: f64 = 3.0;
 
 /// Greedy answers of the stock build, the last token's end of generation not among them.
 fn stock(request: &Value) -> Vec<Value> {
-    let folder = installed("scripts/stock/install");
-    let output = Command::new(folder.join("run-node"))
-        .arg(root().join("scripts/stock/generate.mjs"))
-        .arg(&folder)
-        .arg(request.to_string())
-        .output()
-        .expect("node starts");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let report: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+    let report = real::stock(request);
     println!("stock llama.cpp {}", report["release"]);
     report["answers"].as_array().expect("answers").clone()
 }

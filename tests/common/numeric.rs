@@ -1,10 +1,12 @@
 //! Small engines over synthetic models, and what the numerical tests feed them.
 
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use qvac_ft::data::{ordered_rows, Origin, PackMode, Row, Sample};
 use qvac_ft::ggml::{Backend, Device, Dtype, Executor, GgufFile, GgufWriter};
+use qvac_ft::llama::{ContextParams, FlashAttention, KvType};
 use qvac_ft::model::{Lora, LoraConfig, Model, Target};
 use qvac_ft::synth::{self, Family, Shape};
 use qvac_ft::train::{Engine, EngineConfig, MicroBatch, Recompute, TrainingConfig};
@@ -103,6 +105,19 @@ impl Setup {
         let lora = LoraConfig { rank: 4, alpha: 8.0, targets: Target::ALL.to_vec() };
         let recompute = Some(Recompute::On);
         Self { device: device.clone(), threads: 1, seq_len, n_rows, lora: Some(lora), recompute }
+    }
+}
+
+/// libllama in floats wherever it lets one choose, in one order of sums.
+pub fn float_context() -> ContextParams {
+    ContextParams {
+        n_ctx: NonZeroU32::new(64),
+        n_batch: 64,
+        n_ubatch: 64,
+        n_threads: NonZeroU32::new(1),
+        flash_attention: FlashAttention::Off,
+        kv_type: KvType::F32,
+        ..ContextParams::default()
     }
 }
 

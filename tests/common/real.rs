@@ -45,6 +45,19 @@ pub fn qvac(args: &[&str]) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{args:?}: {e}\n{said}"))
 }
 
+/// What the stock llama.cpp answers to a request of `scripts/stock/generate.mjs`.
+pub fn stock(request: &Value) -> Value {
+    let folder = installed("scripts/stock/install");
+    let output = Command::new(folder.join("run-node"))
+        .arg(root().join("scripts/stock/generate.mjs"))
+        .arg(&folder)
+        .arg(request.to_string())
+        .output()
+        .expect("node starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).expect("one JSON object")
+}
+
 pub fn text(path: &Path) -> &str {
     path.to_str().expect("UTF-8")
 }

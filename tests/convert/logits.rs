@@ -1,17 +1,16 @@
 //! Logits of the converted files, in libllama and in our own graph, against transformers' with its integer activations.
 
-use std::num::NonZeroU32;
 use std::path::Path;
 use std::sync::Arc;
 
 use qvac_ft::data::{Origin, Sample};
 use qvac_ft::ggml::Dtype;
-use qvac_ft::llama::{self, Batch, ContextParams, FlashAttention, KvType, ModelParams};
+use qvac_ft::llama::{self, Batch, ModelParams};
 use qvac_ft::train::Prediction;
 
 use crate::checkpoint::{Checkpoint, CASES};
 use crate::common::device::cpu;
-use crate::common::numeric::{engine, micro_batch, rows, Setup};
+use crate::common::numeric::{engine, float_context, micro_batch, rows, Setup};
 
 // The largest error of a logit over the deviation of its row. The tokens are such that no activation lies where its
 // rounding to int8 changes, so that all sides multiply the same integers.
@@ -23,16 +22,7 @@ const LIBLLAMA_TOLERANCE: f64 = 2e-3;
 
 fn libllama(model: &Path, tokens: &[i32]) -> Vec<Vec<f32>> {
     let model = llama::Model::load(model, &ModelParams::on(Some("cpu"))).unwrap();
-    let params = ContextParams {
-        n_ctx: NonZeroU32::new(64),
-        n_batch: 64,
-        n_ubatch: 64,
-        n_threads: NonZeroU32::new(1),
-        flash_attention: FlashAttention::Off,
-        kv_type: KvType::F32,
-        ..ContextParams::default()
-    };
-    let mut context = llama::Context::new(&model, &params).unwrap();
+    let mut context = llama::Context::new(&model, &float_context()).unwrap();
     let mut batch = Batch::new();
     for (pos, &token) in tokens.iter().enumerate() {
         batch.push(token, pos as i32, 0, true);

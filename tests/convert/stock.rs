@@ -2,19 +2,16 @@
 
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
-use std::process::Command;
-
 use qvac_ft::ggml::Dtype;
-use serde_json::{json, Value};
+use serde_json::json;
 
 use crate::checkpoint::{fixtures, json as read_json, Checkpoint, CASES};
-use crate::common::real::{installed, root};
+use crate::common::real::stock;
 
 const MAX_TOKENS: usize = 4;
 
 #[test]
 fn a_stock_llama_cpp_runs_what_was_converted() {
-    let folder = installed("scripts/stock/install");
     let mut n = 0;
     for case in CASES {
         let c = Checkpoint::new(case);
@@ -32,14 +29,8 @@ fn a_stock_llama_cpp_runs_what_was_converted() {
             "max_tokens": MAX_TOKENS,
             "threads": 1,
         });
-        let output = Command::new(folder.join("run-node"))
-            .arg(root().join("scripts/stock/generate.mjs"))
-            .arg(&folder)
-            .arg(request.to_string())
-            .output()
-            .expect("node starts");
-        assert!(output.status.success(), "{case}: {}", String::from_utf8_lossy(&output.stderr));
-        let report: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+        eprintln!("{case}");
+        let report = stock(&request);
         let answer = &report["answers"][0];
         assert_eq!(answer["prompt_tokens"], expected[0]["plain"], "{case}");
         assert!(!answer["tokens"].as_array().unwrap().is_empty(), "{case}: {answer}");
