@@ -132,11 +132,6 @@ private:
 
 } // namespace
 
-int ggml_vk_qvac_uses(const ggml_cgraph * cgraph, const ggml_tensor * t) {
-    const size_t at = ggml_hash_find(&cgraph->visited_hash_set, t);
-    return ggml_bitset_get(cgraph->visited_hash_set.used, at) ? cgraph->use_counts[at] : 0;
-}
-
 bool ggml_vk_qvac_match_attention(const ggml_cgraph * cgraph, int begin, vk_qvac_attention_nodes & found) {
     return matcher(cgraph, found).match(begin);
 }

@@ -71,23 +71,9 @@ bool is_result_of_product(const ggml_tensor * t) {
 // Ternary products that begin beside other kernels take some 1.4 times as long on an H100, by the time of whole steps; so they
 // wait for those, needing them or not. Products may run side by side.
 void clear_the_way(ggml_backend_vk_context * ctx, vk_context & subctx, const ggml_cgraph * cgraph, int node_idx) {
-    auto & written = ctx->unsynced_nodes_written;
-    if (std::all_of(written.begin(), written.end(), is_result_of_product)) {
-        return;
-    }
-    ggml_vk_sync_buffers(ctx, subctx);
-    written.clear();
-    ctx->unsynced_nodes_read.clear();
-    for (int i = 0; i <= ctx->num_additional_fused_ops; ++i) {
-        const ggml_tensor * node = cgraph->nodes[node_idx + i];
-        if (ctx->fused_ops_write_mask & (1 << i)) {
-            written.push_back(node);
-        }
-        for (const ggml_tensor * src : node->src) {
-            if (src) {
-                ctx->unsynced_nodes_read.push_back(src);
-            }
-        }
+    const auto & written = ctx->unsynced_nodes_written;
+    if (!std::all_of(written.begin(), written.end(), is_result_of_product)) {
+        ggml_vk_qvac_wait_for_all(ctx, subctx, cgraph, node_idx);
     }
 }
 

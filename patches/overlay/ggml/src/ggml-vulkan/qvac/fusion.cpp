@@ -11,9 +11,6 @@
 
 namespace {
 
-// The array that ggml_vk_qvac_fuse sets the first values of.
-constexpr int MAX_NODES = 13;
-
 // Results are written while the input is still read; what is added is read by who writes there.
 bool memory_is_apart(const vk_qvac_vec_nodes & nodes) {
     const vk_qvac_vec_job & job = nodes.job;
@@ -39,15 +36,6 @@ bool wanted() {
     return on;
 }
 
-bool overlaps_one_of(const ggml_tensor * t, const std::vector<const ggml_tensor *> & others) {
-    for (const ggml_tensor * other : others) {
-        if (other->buffer && ggml_vk_tensors_overlap(t, other, false)) {
-            return true;
-        }
-    }
-    return false;
-}
-
 bool is_used_by(const ggml_cgraph * cgraph, int first, int last, const ggml_tensor * node) {
     for (int i = first; i <= last; ++i) {
         if (node->src[0] == cgraph->nodes[i] || node->src[1] == cgraph->nodes[i]) {
@@ -69,7 +57,7 @@ int last_of_normed(const ggml_cgraph * cgraph, int begin) {
     }
     int first = -1;
     int last  = -1;
-    for (int k = begin + 2; k < std::min(begin + MAX_NODES, cgraph->n_nodes); ++k) {
+    for (int k = begin + 2; k < std::min(begin + VK_QVAC_FUSED_NODES_MAX, cgraph->n_nodes); ++k) {
         const ggml_tensor * node = cgraph->nodes[k];
         if (ggml_op_is_empty(node->op)) {
             continue;
@@ -105,7 +93,7 @@ bool ggml_vk_qvac_fuse_generation(
         return false;
     }
     vk_qvac_vec_nodes nodes;
-    if (!ggml_vk_qvac_match_vec(cgraph, node_idx, nodes) || nodes.count > MAX_NODES || !memory_is_apart(nodes) ||
+    if (!ggml_vk_qvac_match_vec(cgraph, node_idx, nodes) || nodes.count > VK_QVAC_FUSED_NODES_MAX || !memory_is_apart(nodes) ||
         !ggml_vk_qvac_plan_vec(ctx, nodes.job, fusion.plan)) {
         return false;
     }
@@ -145,21 +133,9 @@ bool ggml_vk_qvac_fused(ggml_backend_vk_context * ctx, vk_context & subctx, cons
 
     // What upstream's ggml_vk_build_graph did for the other nodes: wait where memory is still in use, and say what is.
     for (const ggml_tensor * result : fusion.further_results) {
-        if (overlaps_one_of(result, ctx->unsynced_nodes_written) || overlaps_one_of(result, ctx->unsynced_nodes_read)) {
-            ctx->unsynced_nodes_written.clear();
-            ctx->unsynced_nodes_read.clear();
-            ggml_vk_sync_buffers(ctx, subctx);
-            for (int i = 0; i < fusion.count; ++i) {
-                const ggml_tensor * node = cgraph->nodes[node_idx + i];
-                if (ctx->fused_ops_write_mask & (1 << i)) {
-                    ctx->unsynced_nodes_written.push_back(node);
-                }
-                for (const ggml_tensor * src : node->src) {
-                    if (src) {
-                        ctx->unsynced_nodes_read.push_back(src);
-                    }
-                }
-            }
+        if (ggml_vk_qvac_overlaps_one_of(result, ctx->unsynced_nodes_written) ||
+            ggml_vk_qvac_overlaps_one_of(result, ctx->unsynced_nodes_read)) {
+            ggml_vk_qvac_wait_for_all(ctx, subctx, cgraph, node_idx);
         }
     }
     for (const ggml_tensor * result : fusion.further_results) {

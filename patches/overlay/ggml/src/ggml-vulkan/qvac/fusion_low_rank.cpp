@@ -14,23 +14,10 @@
 
 namespace {
 
-// The array that ggml_vk_qvac_fuse sets the first values of.
-constexpr int MAX_NODES = 13;
-
-bool is_computed(const ggml_tensor * node) {
-    return node->buffer && !ggml_is_empty(node) && (node->flags & GGML_TENSOR_FLAG_COMPUTE);
-}
-
 // The next node from k on that makes something, or -1.
 int next_real(const ggml_cgraph * cgraph, int k) {
-    while (k < cgraph->n_nodes && ggml_op_is_empty(cgraph->nodes[k]->op)) {
-        ++k;
-    }
-    return k < cgraph->n_nodes && is_computed(cgraph->nodes[k]) ? k : -1;
-}
-
-bool is_inner(const ggml_cgraph * cgraph, int k) {
-    return ggml_node_get_use_count(cgraph, k) == 1 && (cgraph->nodes[k]->flags & GGML_TENSOR_FLAG_OUTPUT) == 0;
+    const int next = ggml_vk_qvac_skip_views(cgraph, k);
+    return ggml_vk_qvac_computed_node(cgraph, next) ? next : -1;
 }
 
 // Projections from node `begin` on, and CONCATs that put them below each other, in this order: CONCAT(CONCAT(a, b), c).
@@ -48,7 +35,7 @@ int match_projections(const ggml_cgraph * cgraph, int begin, vk_qvac_projections
     }
     int last = at[0];
     for (int i = 1; i < f.count; ++i) {
-        if (k < 0 || !is_inner(cgraph, last) || !is_inner(cgraph, at[i])) {
+        if (k < 0 || !ggml_vk_qvac_is_inner(cgraph, last) || !ggml_vk_qvac_is_inner(cgraph, at[i])) {
             return -1;
         }
         const ggml_tensor * concat = cgraph->nodes[k];
@@ -63,7 +50,7 @@ int match_projections(const ggml_cgraph * cgraph, int begin, vk_qvac_projections
         f.ops[i] = cgraph->nodes[at[i]];
     }
     f.result = cgraph->nodes[last];
-    return last - begin < MAX_NODES ? last : -1;
+    return last - begin < VK_QVAC_FUSED_NODES_MAX ? last : -1;
 }
 
 bool fuse_projections(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph, int node_idx, bool * elementwise) {
@@ -86,7 +73,7 @@ bool fuse_projections(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph,
 bool fuse_update(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph, int node_idx, bool * elementwise) {
     const ggml_tensor * product = cgraph->nodes[node_idx];
     const int           k       = next_real(cgraph, node_idx + 1);
-    if (k < 0 || k - node_idx >= MAX_NODES) {
+    if (k < 0 || k - node_idx >= VK_QVAC_FUSED_NODES_MAX) {
         return false;
     }
     const ggml_tensor * update = cgraph->nodes[k];
@@ -103,7 +90,7 @@ bool fuse_update(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph, int 
 
 bool ggml_vk_qvac_fuse_low_rank(
         ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph, int node_idx, const char ** name, bool * elementwise) {
-    if (!is_computed(cgraph->nodes[node_idx])) {
+    if (!ggml_vk_qvac_computed_node(cgraph, node_idx)) {
         return false;
     }
     switch (ggml_get_train_op(cgraph->nodes[node_idx])) {

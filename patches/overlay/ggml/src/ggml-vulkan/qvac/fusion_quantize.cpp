@@ -15,9 +15,6 @@
 
 namespace {
 
-// The array that ggml_vk_qvac_fuse sets the first values of.
-constexpr int MAX_NODES = 13;
-
 // The patterns above, from the node `begin` on.
 class finder {
 public:
@@ -44,7 +41,7 @@ public:
                 }
                 break;
         }
-        if (!name || last - begin >= MAX_NODES || !memory_is_apart()) {
+        if (!name || last - begin >= VK_QVAC_FUSED_NODES_MAX || !memory_is_apart()) {
             return nullptr;
         }
         f.cgraph = cgraph;
@@ -70,27 +67,11 @@ private:
     int                             last = -1;
     std::vector<access>             reads, writes;
 
-    // The node, if it is to be computed.
-    const ggml_tensor * at(int k) const {
-        if (k >= cgraph->n_nodes) {
-            return nullptr;
-        }
-        const ggml_tensor * node = cgraph->nodes[k];
-        return node->buffer && !ggml_is_empty(node) && (node->flags & GGML_TENSOR_FLAG_COMPUTE) ? node : nullptr;
-    }
+    const ggml_tensor * at(int k) const { return ggml_vk_qvac_computed_node(cgraph, k); }
 
-    // The next node behind k that makes something.
-    int after(int k) const {
-        do {
-            ++k;
-        } while (k < cgraph->n_nodes && ggml_op_is_empty(cgraph->nodes[k]->op));
-        return k;
-    }
+    int after(int k) const { return ggml_vk_qvac_skip_views(cgraph, k + 1); }
 
-    // Whether nobody but one node wants the node's result.
-    bool is_inner(int k) const {
-        return ggml_node_get_use_count(cgraph, k) == 1 && (cgraph->nodes[k]->flags & GGML_TENSOR_FLAG_OUTPUT) == 0;
-    }
+    bool is_inner(int k) const { return ggml_vk_qvac_is_inner(cgraph, k); }
 
     // Floats that are read and written in fours.
     bool is_plain(const ggml_tensor * t) const {
@@ -297,10 +278,6 @@ private:
     }
 };
 
-bool overlaps_one_of(const ggml_tensor * t, const std::vector<const ggml_tensor *> & others) {
-    return std::any_of(others.begin(), others.end(), [&](const ggml_tensor * other) { return ggml_vk_tensors_overlap(t, other, false); });
-}
-
 } // namespace
 
 bool ggml_vk_qvac_fuse_quantize(
@@ -321,7 +298,8 @@ bool ggml_vk_qvac_fuse_quantize(
     // business, and before upstream lists what these nodes use.
     for (const ggml_tensor * result : fusion.results) {
         if (result != cgraph->nodes[node_idx + fusion.count - 1] &&
-            (overlaps_one_of(result, ctx->unsynced_nodes_written) || overlaps_one_of(result, ctx->unsynced_nodes_read))) {
+            (ggml_vk_qvac_overlaps_one_of(result, ctx->unsynced_nodes_written) ||
+             ggml_vk_qvac_overlaps_one_of(result, ctx->unsynced_nodes_read))) {
             vk_context subctx = ggml_vk_get_compute_ctx(ctx);
             ggml_vk_sync_buffers(ctx, subctx);
             ctx->unsynced_nodes_written.clear();

@@ -2,6 +2,7 @@
 
 // What the files of this folder need of each other: each op has a file of its own, and dispatch.cpp knows them all.
 
+#include "graph_nodes.h"
 #include "qvac-vulkan.h"
 #include "state.h"
 

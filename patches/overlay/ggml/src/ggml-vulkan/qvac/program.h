@@ -104,6 +104,4 @@ int ggml_vk_qvac_find_program(ggml_backend_vk_context * ctx, const ggml_cgraph *
 
 // attention_nodes.cpp
 
-// How many nodes read the tensor.
-int ggml_vk_qvac_uses(const ggml_cgraph * cgraph, const ggml_tensor * t);
 bool ggml_vk_qvac_match_attention(const ggml_cgraph * cgraph, int begin, vk_qvac_attention_nodes & found);

@@ -110,10 +110,6 @@ void ggml_vk_qvac_vec(ggml_backend_vk_context * ctx, vk_context & subctx, vk_qva
 
 // token_nodes.cpp
 
-// The node, if it is to be computed; or null.
-const ggml_tensor * ggml_vk_qvac_computed_node(const ggml_cgraph * cgraph, int k);
-// The next node from k on that makes something: no view, and nothing the scheduler put among them to be left out.
-int ggml_vk_qvac_skip_views(const ggml_cgraph * cgraph, int k);
 // Whether the node picks one row of one: a copy.
 bool ggml_vk_qvac_is_the_row(const ggml_tensor * node);
 // Whether the nodes from `begin` on are a product with what stands around it.

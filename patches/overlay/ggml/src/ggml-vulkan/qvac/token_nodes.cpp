@@ -55,10 +55,7 @@ private:
 
     int skip_views(int k) const { return ggml_vk_qvac_skip_views(cgraph, k); }
 
-    // Whether nobody but `uses` nodes wants the node's result.
-    bool is_inner(int k, int uses) const {
-        return ggml_node_get_use_count(cgraph, k) == uses && (cgraph->nodes[k]->flags & GGML_TENSOR_FLAG_OUTPUT) == 0;
-    }
+    bool is_inner(int k, int uses) const { return ggml_vk_qvac_is_inner(cgraph, k, uses); }
 
     static bool is_token(const ggml_tensor * t) {
         return t->type == GGML_TYPE_F32 && ggml_is_contiguous(t) && ggml_nrows(t) == 1;
@@ -182,22 +179,6 @@ private:
 };
 
 } // namespace
-
-const ggml_tensor * ggml_vk_qvac_computed_node(const ggml_cgraph * cgraph, int k) {
-    if (k >= cgraph->n_nodes) {
-        return nullptr;
-    }
-    const ggml_tensor * node = cgraph->nodes[k];
-    return node->buffer && !ggml_is_empty(node) && (node->flags & GGML_TENSOR_FLAG_COMPUTE) ? node : nullptr;
-}
-
-int ggml_vk_qvac_skip_views(const ggml_cgraph * cgraph, int k) {
-    while (k < cgraph->n_nodes &&
-           (ggml_op_is_empty(cgraph->nodes[k]->op) || (cgraph->nodes[k]->flags & GGML_TENSOR_FLAG_COMPUTE) == 0)) {
-        ++k;
-    }
-    return k;
-}
 
 bool ggml_vk_qvac_is_the_row(const ggml_tensor * node) {
     return node->op == GGML_OP_GET_ROWS && node->type == GGML_TYPE_F32 && node->src[0]->type == GGML_TYPE_F32 &&
