@@ -65,7 +65,8 @@ enum Recorded {
     Products,
     /// Runs of nodes, by one workgroup: on any device.
     ProgramAlone,
-    /// By a workgroup for each core, where the device is known to have all of them at work at once.
+    /// By several that wait for each other and share a head's keys: one for each core, as is the default on devices that are known
+    /// to have all of them at work at once. Of others software is one that can be told to.
     ProgramOnCores,
     /// By more workgroups than are at work at the same time.
     ProgramBeyondTheDevice,
@@ -77,13 +78,16 @@ fn start(model: &Path, recorded: Recorded, long: bool) -> Output {
     command.env(MODEL, model).env(RESULT, result(model)).env("GGML_VK_PERF_LOGGER", "1");
     // Upstream's attention of one token has sums of f16 otherwise.
     command.env("GGML_VK_DISABLE_F16", "1");
+    let software = device::vulkan().is_some_and(|d| d.kind() == DeviceKind::Software);
     match recorded {
         Recorded::Nodes => command.env("GGML_VK_DISABLE_FUSION", "1"),
-        Recorded::Products => &mut command,
+        Recorded::Products => command.env("QVAC_VK_VEC", "program=0"),
         Recorded::ProgramAlone => command.env("QVAC_VK_VEC", "program=1"),
-        Recorded::ProgramOnCores => command.env("QVAC_VK_VEC", "program=cores"),
+        Recorded::ProgramOnCores if software => {
+            command.env("QVAC_VK_VEC", "program=8").env("LP_NUM_THREADS", "8")
+        }
+        Recorded::ProgramOnCores => command.env_remove("QVAC_VK_VEC"),
         Recorded::ProgramBeyondTheDevice => {
-            let software = device::vulkan().is_some_and(|d| d.kind() == DeviceKind::Software);
             command.env("QVAC_VK_VEC", if software { "program=32" } else { "program=4096" })
         }
     };
@@ -186,7 +190,7 @@ fn fused_graphs_give_the_same_logits() {
                     assert_eq!(of("RMS_NORM_MUL"), 1, "{what}: the last");
                 }
                 // Programs know no squared ReLU and end before it.
-                Recorded::ProgramAlone if case.family != Family::BitnetB158 => {
+                Recorded::ProgramAlone | Recorded::ProgramOnCores if case.family != Family::BitnetB158 => {
                     // All but the head and its norm.
                     assert_eq!(of("TQ_PROGRAM"), 1, "{what}");
                     assert_eq!(run.dispatches.values().sum::<usize>(), 3, "{what}");

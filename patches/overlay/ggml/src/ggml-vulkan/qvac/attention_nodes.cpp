@@ -96,7 +96,7 @@ private:
         const ggml_tensor * q    = found.dst->src[0];
         const int64_t       head = q->ne[0];
         const int64_t       keys = found.dst->src[1]->ne[2]; // key heads
-        return q->ne[1] == 1 && q->ne[3] == 1 && head % 8 == 0 && head <= VK_QVAC_PROGRAM_MAX_HEAD && keys > 0 &&
+        return q->ne[1] == 1 && q->ne[3] == 1 && head % 8 == 0 && head <= VK_QVAC_PROGRAM_MAX_HEAD && q->ne[2] <= VK_QVAC_PROGRAM_MAX_HEADS && keys > 0 &&
                q->ne[2] % keys == 0 && found.rotation->ne[0] == head && is_floats(found.rotation, head * q->ne[2]) &&
                is_floats(found.rotation_k, head * keys) && is_floats(found.set_v->src[0], head * keys);
     }

@@ -1,8 +1,8 @@
 // Programs: runs of a generating graph's nodes as one dispatch (qvac_tq_program.comp, program_nodes.cpp).
 //
-// All workgroups of a program must be at work at the same time, as they wait for each other: one for each core. So it is
-// for devices of which this is known, and taken where it is asked for: logits of such a device have not been compared yet. What goes wrong all the same (a workgroup waits in vain) ends the dispatch,
-// makes the result NaN and the next graph fail.
+// All workgroups of a program must be at work at the same time, as they wait for each other: one for each core. So programs are
+// for devices of which this is known. What goes wrong all the same (a workgroup waits in vain) ends the dispatch, makes the
+// result NaN and the next graph fail.
 
 #include "ops.h"
 
@@ -14,6 +14,12 @@ constexpr uint32_t BLOCK_SIZE = 512;
 constexpr uint32_t ROWS       = 2;
 constexpr uint32_t UNROLL     = 9;
 
+// The shader counts a head's workgroups in it, behind two words of its own.
+constexpr size_t CONTROL_BYTES = 4096;
+
+// What a lane group reads behind the last row, at most.
+constexpr size_t MAX_BEHIND = 64 * sizeof(uint32_t);
+
 // vkCmdUpdateBuffer takes no more at a time.
 constexpr size_t MAX_UPDATE = 65536;
 
@@ -24,21 +30,20 @@ struct push_constants {
 bool can_run(const vk_device & device) {
     return device->qvac_integer_dot && device->subgroup_arithmetic && device->subgroup_shuffle && device->subgroup_size_control &&
            device->subgroup_require_full_support && device->subgroup_size >= 8 && device->subgroup_size <= 64 &&
-           device->buffer_device_address && device->properties.limits.maxComputeWorkGroupInvocations >= BLOCK_SIZE &&
+           device->buffer_device_address && device->shader_int64 && device->qvac_int8 && device->properties.limits.maxComputeWorkGroupInvocations >= BLOCK_SIZE &&
            device->properties.limits.maxComputeSharedMemorySize >= 32768;
 }
 
-// QVAC_VK_VEC=program=N: programs of so many workgroups, on any device that can run them with one; program=cores: one for
-// each core, where all are known to be at work at once.
+// One for each core, where all are known to be at work at once. QVAC_VK_VEC=program=N: so many, on any device that can run
+// them with one; 0: no programs.
 uint32_t workgroups(const vk_device & device) {
-    static const std::string asked = [] {
+    static const int asked = [] {
         const char * env = getenv("QVAC_VK_VEC");
         const char * at  = env ? strstr(env, "program=") : nullptr;
-        return std::string(at ? at + strlen("program=") : "");
+        return at ? std::max(0, atoi(at + strlen("program="))) : -1;
     }();
-    const bool     by_cores = asked.compare(0, 5, "cores") == 0;
-    const bool     known    = device->vendor_id == VK_VENDOR_ID_NVIDIA && !device->uma;
-    const uint32_t n        = !by_cores ? (uint32_t) atoi(asked.c_str()) : known ? device->shader_core_count : 0;
+    const bool     known = device->vendor_id == VK_VENDOR_ID_NVIDIA && !device->uma;
+    const uint32_t n     = asked >= 0 ? (uint32_t) asked : known ? device->shader_core_count : 0;
     // Rows of an odd number of halves are shared out to workgroups in twos.
     return n > 1 ? n / 2 * 2 : n;
 }
@@ -64,13 +69,18 @@ void ggml_vk_qvac_load_program(vk_device & device, const vk_qvac_create_pipeline
         return;
     }
     const uint32_t is_alone = workgroups(device) == 1;
+    const bool     is_small = is_alone || device->properties.deviceType == vk::PhysicalDeviceType::eCpu; // slow to compile
     const auto make = [&](vk_pipeline & pipeline, const char * name, uint64_t size, const void * data) {
         create(pipeline, name, size, data, 3, sizeof(push_constants), { 1, 1, 1 },
-               { BLOCK_SIZE, device->subgroup_size, ROWS, is_alone ? 2u : UNROLL, is_alone }, device->subgroup_size);
+               { BLOCK_SIZE, device->subgroup_size, ROWS, is_small ? 2u : UNROLL, is_alone }, device->subgroup_size);
     };
     vk_qvac_program_pipelines & pipelines = device->qvac->program;
     make(pipelines.by_type[0], "qvac_tq_program_tq1_0", qvac_tq_program_tq1_0_len, qvac_tq_program_tq1_0_data);
     make(pipelines.by_type[1], "qvac_tq_program_tq2_0", qvac_tq_program_tq2_0_len, qvac_tq_program_tq2_0_data);
+}
+
+size_t ggml_vk_qvac_alloc_padding(const ggml_tensor * tensor) {
+    return tensor->type == GGML_TYPE_TQ1_0 || tensor->type == GGML_TYPE_TQ2_0 ? MAX_BEHIND : 0;
 }
 
 bool ggml_vk_qvac_program_wanted(const ggml_backend_vk_context * ctx) {
@@ -88,7 +98,7 @@ void ggml_vk_qvac_program_synchronized(ggml_backend_vk_context * ctx) {
     vk_qvac_program & program = ctx->qvac->program;
     if (!program.failed && program.failure && *(const volatile uint32_t *) program.failure->ptr != 0) {
         program.failed = true;
-        GGML_LOG_ERROR("ggml_vulkan: workgroups on %s waited for each other in vain; QVAC_VK_VEC without program= does without\n",
+        GGML_LOG_ERROR("ggml_vulkan: workgroups on %s waited for each other in vain; QVAC_VK_VEC=program=0 does without\n",
                        ctx->device->name.c_str());
     }
 }
@@ -111,8 +121,8 @@ bool ggml_vk_qvac_record_program(ggml_backend_vk_context * ctx, vk_context & sub
 
     const size_t bytes = program.code.size() * sizeof(vk_qvac_program_instruction);
     if (!program.control) {
-        program.control = ggml_vk_create_buffer_device(ctx->device, 256);
-        ggml_vk_buffer_memset(program.control, 0, 0, 256);
+        program.control = ggml_vk_create_buffer_device(ctx->device, CONTROL_BYTES);
+        ggml_vk_buffer_memset(program.control, 0, 0, CONTROL_BYTES);
         program.failure = ggml_vk_create_buffer_check(
             ctx->device, 256, vk::MemoryPropertyFlagBits::eHostVisible | vk::MemoryPropertyFlagBits::eHostCoherent);
         memset(program.failure->ptr, 0, 256);

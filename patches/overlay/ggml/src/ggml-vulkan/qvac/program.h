@@ -5,10 +5,12 @@
 
 #include "ternary_vec.h"
 
-// Heads and contexts that the shader's shared memory has room for, and rows.
-constexpr int64_t VK_QVAC_PROGRAM_MAX_HEAD = 128;
-constexpr int64_t VK_QVAC_PROGRAM_MAX_KEYS = 2048;
-constexpr int64_t VK_QVAC_PROGRAM_MAX_ROW  = 14336;
+// Heads and rows that the shader has room for. A longer context is upstream's, which reads it with all cores.
+constexpr int64_t VK_QVAC_PROGRAM_MAX_HEAD   = 128;
+constexpr int64_t VK_QVAC_PROGRAM_MAX_HEADS  = 512;
+constexpr int64_t VK_QVAC_PROGRAM_MAX_KEYS   = 2048;
+constexpr int64_t VK_QVAC_PROGRAM_MAX_ROW    = 14336;
+constexpr int64_t VK_QVAC_PROGRAM_MAX_SHARES = 8; // workgroups of a head
 
 // With a device: by type (TQ2_0).
 struct vk_qvac_program_pipelines {
@@ -43,6 +45,7 @@ struct vk_qvac_program_attention {
     float    theta_scale, freq_scale, rotation_factor;
     uint64_t q, k, v, y, key_cache, value_cache, mask, position, key_index, value_index, factors;
     uint32_t key_stride, value_stride; // of a token, in words
+    uint64_t shares; // what the workgroups of each head make
 };
 
 union vk_qvac_program_instruction {

@@ -11,6 +11,9 @@ namespace {
 
 constexpr size_t ALIGNMENT = 256;
 
+// Bytes of a share: a head's sum of values, the sum of their weights, the largest score.
+constexpr size_t SHARE = (VK_QVAC_PROGRAM_MAX_HEAD + 2) * sizeof(float);
+
 uint64_t address(const ggml_backend_vk_context * ctx, const ggml_tensor * t) {
     const vk_subbuffer b = ggml_vk_tensor_subbuffer(ctx, t, true);
     return b.buffer->bda_addr + b.offset + get_misalign_bytes(ctx, t);
@@ -92,7 +95,8 @@ private:
     std::vector<row>          rows;
     std::vector<reference>    references;
     std::vector<input>        inputs;
-    size_t                    scratch = 0;
+    size_t                    scratch  = 0;
+    size_t                    n_shares = 0; // of heads' attention, the same memory for each instruction
 
     size_t current() const { return code.size() - 1; }
 
@@ -246,6 +250,7 @@ private:
         a.key_cache    = address(ctx, keys);
         a.value_cache  = address(ctx, nodes.dst->src[2]);
         a.factors      = nodes.rotation->src[2] ? address(ctx, nodes.rotation->src[2]) : 0;
+        n_shares       = std::max(n_shares, a.heads * (size_t) VK_QVAC_PROGRAM_MAX_SHARES);
         read_outside(offsetof(vk_qvac_program_attention, mask), nodes.dst->src[3]);
         read_outside(offsetof(vk_qvac_program_attention, position), nodes.rotation->src[1]);
         read_outside(offsetof(vk_qvac_program_attention, key_index), nodes.set_k->src[1]);
@@ -288,7 +293,12 @@ private:
                 return false;
             }
         }
-        const uint64_t memory = ggml_vk_qvac_program_scratch(ctx, scratch);
+        const uint64_t memory = ggml_vk_qvac_program_scratch(ctx, scratch + n_shares * SHARE);
+        for (vk_qvac_program_instruction & c : code) {
+            if (c.attention.kind == VK_QVAC_PROGRAM_ATTENTION) {
+                c.attention.shares = memory + scratch;
+            }
+        }
         std::vector<uint64_t> addresses;
         for (const value & v : values) {
             if (!is_wanted_outside(v)) {

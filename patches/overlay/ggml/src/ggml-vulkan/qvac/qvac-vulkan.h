@@ -47,6 +47,9 @@ void ggml_vk_qvac_synchronized(ggml_backend_vk_context * ctx);
 // The order of a graph's nodes is settled, their memory not yet: says what has to be kept for nodes that are fused.
 void ggml_vk_qvac_graph_optimized(const ggml_cgraph * cgraph, ggml_backend_graph_optimize_params * params);
 
+// Memory behind a tensor's own that kernels may read.
+size_t ggml_vk_qvac_alloc_padding(const ggml_tensor * tensor);
+
 // The host wrote into `tensor`.
 void ggml_vk_qvac_written(ggml_tensor * tensor);
 

@@ -16,7 +16,10 @@
 #extension GL_KHR_shader_subgroup_arithmetic : require
 #extension GL_KHR_shader_subgroup_ballot : require
 #extension GL_KHR_shader_subgroup_shuffle : require
+#extension GL_EXT_shader_explicit_arithmetic_types_int8 : require
+#extension GL_EXT_shader_explicit_arithmetic_types_int64 : require
 #define TQ_DOT 1
+#define TQ_BYTES 1
 
 layout(constant_id = 0) const uint BLOCK_SIZE = 512;
 layout(constant_id = 1) const uint LANES      = 32; // of a lane group, which is a subgroup
@@ -33,7 +36,7 @@ layout(push_constant) uniform parameter {
 const uint CODE_WORDS = 40;
 
 layout(binding = 0) readonly buffer Program { uint program[]; };
-layout(binding = 1) coherent volatile buffer Control { uint arrived; uint left; } control;
+layout(binding = 1) coherent volatile buffer Control { uint arrived; uint left; uint done[]; } control; // zeros between programs; `done` by head
 layout(binding = 2) buffer Failure { uint failed; };
 
 // Memory by address: what no instruction writes, and what they hand on.
@@ -48,12 +51,12 @@ layout(buffer_reference, std430, buffer_reference_align = 16) coherent buffer fl
 #include "qvac_tq_stream.glsl"
 #include "qvac_tq_token.glsl"
 
-const uint GROUPS   = BLOCK_SIZE / LANES;
-const uint MAX_HEAD = 128;
-const uint MAX_KEYS = 2048;
-const uint MAX_ROW  = 14336;
-const uint VALUES4  = MAX_ROW / 4 / BLOCK_SIZE; // of a token, four at a time, that an invocation has in registers
-const uint PLANE    = 960;                      // words of the longest row, a multiple of any LANES
+const uint GROUPS     = BLOCK_SIZE / LANES;
+const uint MAX_HEAD   = 128;
+const uint MAX_SHARES = 8; // workgroups of a head
+const uint MAX_ROW    = 14336;
+const uint VALUES4    = MAX_ROW / 4 / BLOCK_SIZE; // of a token, four at a time, that an invocation has in registers
+const uint PLANE      = 960;                      // words of the longest row, a multiple of any LANES
 
 const uint PRODUCT   = 0; // kinds of instructions
 const uint ATTENTION = 1;

@@ -1,74 +1,109 @@
-// An instruction of qvac_tq_program.comp: rotary positions, the cache's new row and attention, of one token. A workgroup
-// makes a query head. Its key and value it makes for itself, rounded to f16 as they go into the cache, and reads only the older ones
-// from there.
+// An instruction of qvac_tq_program.comp: rotary positions, the cache's new row and attention, of one token. Where there are
+// several times as many workgroups as query heads, those of a head share its keys, and the last of them to be done adds up what
+// all have made. The new key and value they make for themselves, rounded to f16 as they go into the cache, and read only the older
+// ones from there.
+//
+// Within a workgroup each lane group has keys of its own, and their values: it makes their scores, the largest, their weights
+// (exponentials of what they are below it) and the sum of their values so weighted, without waiting for another. Then all
+// lane groups' sums are brought to one scale and added up; those of several workgroups likewise.
 
 const uint CODE_head = 2, CODE_heads = 3, CODE_key_heads = 4, CODE_keys = 5, CODE_scale = 6, CODE_rotated = 7, CODE_neox = 8;
 const uint CODE_theta_scale = 9, CODE_freq_scale = 10, CODE_rotation_factor = 11;
 const uint CODE_q = 12, CODE_k = 14, CODE_v = 16, CODE_key_cache = 20, CODE_value_cache = 22, CODE_mask = 24;
 const uint CODE_position = 26, CODE_key_index = 28, CODE_value_index = 30, CODE_factors = 32;
 const uint CODE_key_stride = 34, CODE_value_stride = 35; // of a token, in words
+const uint CODE_shares = 36;
 
 #define LOWEST uintBitsToFloat(0xff800000u) // minus infinity
 
 const uint LANES_A_KEY = 4;
-const uint ROUNDS      = ALONE != 0 ? 1 : 4;  // of keys that are under way at a time: 512 with a workgroup of 512
-const uint AT_ONCE     = ALONE != 0 ? 4 : 12; // keys whose values a lane has under way
-const uint MAX_PIECES  = MAX_HEAD / 8 / LANES_A_KEY; // of 8 values that a lane has of a key
+const uint KEYS        = LANES / LANES_A_KEY;        // of a lane group, at a time
+const uint ALL_KEYS    = BLOCK_SIZE / LANES_A_KEY;   // of a workgroup
+const uint PIECES      = MAX_HEAD / 8 / LANES_A_KEY; // of 8 values, that a lane has of a key, and of several keys' values
+const uint SPLIT       = LANES < MAX_HEAD / 8 ? MAX_HEAD / 8 / LANES : 1; // pieces of the same values
+const uint SHARE       = MAX_HEAD + 2;               // floats: a sum of values, their weights' sum, the largest score
 
 shared float rotation[MAX_HEAD]; // cosines, then sines
 shared float query[MAX_HEAD];
 shared float key[MAX_HEAD];
 shared float value[MAX_HEAD];
-shared float scores[MAX_KEYS];
+shared float weights[ALL_KEYS];
+shared float tops[GROUPS];   // the largest score of each lane group
+shared float totals[GROUPS]; // the sum of its weights
+shared uint  n_done;
 
-// What is under way: pieces of older keys, and what is added to their scores.
-uvec4 pieces[ROUNDS * MAX_PIECES];
-float masks[ROUNDS];
+// What is under way: pieces of older keys and values, and what is added to the scores.
+uvec4 key_pieces[PIECES];
+uvec4 value_pieces[PIECES];
+float mask;
+
+// How many workgroups a head has, and so which keys this one.
+uint workgroups_a_head() {
+    const uint most = ALONE != 0 ? 1 : min(gl_NumWorkGroups.x / PARAM(heads), MAX_SHARES);
+    return max(1, min(most, (PARAM(keys) + 63) / 64));
+}
+
+uint keys_a_workgroup() {
+    const uint n = workgroups_a_head();
+    return ((PARAM(keys) + n - 1) / n + KEYS - 1) / KEYS * KEYS;
+}
 
 uint key_head_of(const uint head) {
     return head / (PARAM(heads) / PARAM(key_heads));
 }
 
-float mask_of(const uint t) {
-    const vec2 two = unpackHalf2x16(words_at(ADDRESS(mask)).v[t / 2]);
-    return (t & 1) == 0 ? two.x : two.y;
+uint newest() {
+    return words_at(ADDRESS(key_index)).v[0];
 }
 
-void ask_for_keys(const uint key_head, const uint t0) {
-    const uint part   = gl_LocalInvocationID.x % LANES_A_KEY;
-    const uint first  = t0 + gl_LocalInvocationID.x / LANES_A_KEY;
-    const uint newest = words_at(ADDRESS(key_index)).v[0];
-    words4_at cache = words4_at(ADDRESS(key_cache));
-    [[unroll]] for (uint r = 0; r < ROUNDS; ++r) {
-        const uint t = first + r * (BLOCK_SIZE / LANES_A_KEY);
-        masks[r] = LOWEST;
-        if (t < PARAM(keys)) {
-            masks[r] = mask_of(t);
+// A lane group adds up several values at a time, each in lanes of its own.
+uint value_lanes() {
+    return min(PARAM(head) / 8, LANES);
+}
+
+void ask_for_keys(const uint key_head, const uint t0, const uint end) {
+    const uint n8    = PARAM(head) / 8;
+    const uint part  = lane() % LANES_A_KEY;
+    const uint first = t0 + group() * KEYS;
+    const uint t     = first + lane() / LANES_A_KEY;
+    mask = LOWEST;
+    if (t < end) {
+        const vec2 two = unpackHalf2x16(words_at(ADDRESS(mask)).v[t / 2]);
+        mask = t == newest() ? LOWEST : (t & 1) == 0 ? two.x : two.y;
+        words4_at cache = words4_at(ADDRESS(key_cache));
+        const uint at = t * (PARAM(key_stride) / 4) + key_head * n8 + part;
+        [[unroll]] for (uint j = 0; j < PIECES; ++j) {
+            if (j * LANES_A_KEY + part < n8) {
+                key_pieces[j] = cache.v[at + j * LANES_A_KEY];
+            }
         }
     }
-    [[unroll]] for (uint r = 0; r < ROUNDS; ++r) {
-        const uint t  = first + r * (BLOCK_SIZE / LANES_A_KEY);
-        const uint at = (t * PARAM(key_stride) + key_head * (PARAM(head) / 2)) / 4;
-        if (masks[r] > LOWEST && t != newest) {
-            [[unroll]] for (uint j = 0; j < MAX_PIECES; ++j) {
-                if (j * LANES_A_KEY + part < PARAM(head) / 8) {
-                    pieces[r * MAX_PIECES + j] = cache.v[at + j * LANES_A_KEY + part];
-                }
-            }
+    const uint lanes   = value_lanes();
+    const uint at_once = LANES / lanes;
+    const uint slice   = lane() / lanes;
+    words4_at cache = words4_at(ADDRESS(value_cache));
+    [[unroll]] for (uint j = 0; j < PIECES; ++j) {
+        const uint k     = j / SPLIT * at_once + slice;
+        const uint piece = lane() % lanes + j % SPLIT * LANES;
+        if (slice < at_once && k < KEYS && first + k < end && piece < n8) {
+            value_pieces[j] = cache.v[(first + k) * (PARAM(value_stride) / 4) + key_head * n8 + piece];
         }
     }
 }
 
 void prepare_attention() {
     const uint i = gl_LocalInvocationID.x;
-    [[unroll]] for (uint r = 0; r < ROUNDS; ++r) {
-        masks[r] = LOWEST;
+    [[unroll]] for (uint j = 0; j < PIECES; ++j) {
+        key_pieces[j]   = uvec4(0);
+        value_pieces[j] = uvec4(0);
     }
-    [[unroll]] for (uint j = 0; j < ROUNDS * MAX_PIECES; ++j) {
-        pieces[j] = uvec4(0);
-    }
-    if (gl_WorkGroupID.x < PARAM(heads)) {
-        ask_for_keys(key_head_of(gl_WorkGroupID.x), 0);
+    mask = LOWEST;
+    const uint sharing = workgroups_a_head();
+    const uint head    = gl_WorkGroupID.x / sharing;
+    if (head < PARAM(heads)) {
+        const uint n = keys_a_workgroup();
+        const uint begin = gl_WorkGroupID.x % sharing * n;
+        ask_for_keys(key_head_of(head), begin, min(PARAM(keys), begin + n));
     }
     // As upstream's rope_funcs.glsl.
     if (i < PARAM(rotated) / 2) {
@@ -124,8 +159,7 @@ void write_cache(const uint key_head) {
     const uint words = PARAM(head) / 2;
     const uint i     = gl_LocalInvocationID.x;
     if (i < words) {
-        const uint row = words_at(ADDRESS(key_index)).v[0];
-        results_at(ADDRESS(key_cache)).v[row * PARAM(key_stride) + key_head * words + i] = packHalf2x16(vec2(key[2 * i], key[2 * i + 1]));
+        results_at(ADDRESS(key_cache)).v[newest() * PARAM(key_stride) + key_head * words + i] = packHalf2x16(vec2(key[2 * i], key[2 * i + 1]));
     } else if (i < 2 * words) {
         const uint row = words_at(ADDRESS(value_index)).v[0];
         const uint j   = i - words;
@@ -133,161 +167,219 @@ void write_cache(const uint key_head) {
     }
 }
 
-float largest_of_all(float x) {
-    x = subgroupMax(x);
-    if (lane() == 0) {
-        partial[group()] = x;
-    }
-    barrier();
-    [[unroll]] for (uint g = 0; g < GROUPS; ++g) {
-        x = max(x, partial[g]);
-    }
-    barrier();
-    return x;
-}
+// ---- a lane group's keys
 
-float dot8(const uvec4 a, const uint at) {
-    float sum = 0.0;
-    [[unroll]] for (uint j = 0; j < 4; ++j) {
-        const vec2 two = unpackHalf2x16(a[j]);
-        sum += two.x * query[at + 2 * j] + two.y * query[at + 2 * j + 1];
-    }
-    return sum;
-}
+float top;             // the largest score
+float total;           // the sum of the weights
+float sums[SPLIT * 8]; // a lane's share of the sum of values
 
-float newest_dot8(const uint at) {
-    float sum = 0.0;
-    for (uint j = 0; j < 8; ++j) {
-        sum += key[at + j] * query[at + j];
+// The new key is one lane group's first.
+void begin_sums(const bool has_newest) {
+    const uint n = PARAM(head);
+    top   = LOWEST;
+    total = 0.0;
+    [[unroll]] for (uint j = 0; j < SPLIT * 8; ++j) {
+        sums[j] = 0.0;
     }
-    return sum;
-}
-
-// The scores of all keys, in shared memory, and the largest one.
-float make_scores(const uint key_head) {
-    const uint n      = PARAM(head);
-    const uint part   = gl_LocalInvocationID.x % LANES_A_KEY;
-    const uint newest = words_at(ADDRESS(key_index)).v[0];
-    float top = LOWEST;
-    for (uint t0 = 0; t0 < PARAM(keys); t0 += ROUNDS * BLOCK_SIZE / LANES_A_KEY) {
-        if (t0 > 0) {
-            ask_for_keys(key_head, t0);
+    if (has_newest && group() == 0) {
+        float score = 0.0;
+        for (uint i = lane(); i < n; i += LANES) {
+            score += query[i] * key[i];
         }
-        [[unroll]] for (uint r = 0; r < ROUNDS; ++r) {
-            const uint t = t0 + gl_LocalInvocationID.x / LANES_A_KEY + r * (BLOCK_SIZE / LANES_A_KEY);
-            float score = 0.0;
-            if (masks[r] > LOWEST) {
-                [[unroll]] for (uint j = 0; j < MAX_PIECES; ++j) {
-                    const uint d = (j * LANES_A_KEY + part) * 8;
-                    if (d < n) {
-                        score += t == newest ? newest_dot8(d) : dot8(pieces[r * MAX_PIECES + j], d);
+        top   = subgroupAdd(score) * FLOAT(scale);
+        total = 1.0;
+        [[unroll]] for (uint s = 0; s < SPLIT; ++s) {
+            const uint piece = lane() + s * LANES;
+            if (piece < n / 8) {
+                [[unroll]] for (uint j = 0; j < 8; ++j) {
+                    sums[s * 8 + j] = value[piece * 8 + j];
+                }
+            }
+        }
+    }
+}
+
+// Adds the keys and values that were asked for.
+void add_keys() {
+    const uint n8   = PARAM(head) / 8;
+    const uint part = lane() % LANES_A_KEY;
+    float score = 0.0;
+    [[unroll]] for (uint j = 0; j < PIECES; ++j) {
+        const uint piece = j * LANES_A_KEY + part;
+        if (piece < n8) {
+            [[unroll]] for (uint i = 0; i < 4; ++i) {
+                const vec2 two = unpackHalf2x16(key_pieces[j][i]);
+                score += two.x * query[piece * 8 + 2 * i];
+                score += two.y * query[piece * 8 + 2 * i + 1];
+            }
+        }
+    }
+    score += subgroupShuffleXor(score, 1);
+    score += subgroupShuffleXor(score, 2);
+    score = mask > LOWEST ? score * FLOAT(scale) + mask : LOWEST;
+
+    const float new_top = max(top, subgroupMax(score));
+    const float keep    = top > LOWEST ? exp(top - new_top) : 0.0;
+    const float mine    = score > LOWEST ? exp(score - new_top) : 0.0;
+    if (part == 0) {
+        weights[group() * KEYS + lane() / LANES_A_KEY] = mine;
+    }
+    total = total * keep + subgroupAdd(part == 0 ? mine : 0.0);
+    top   = new_top;
+    [[unroll]] for (uint j = 0; j < SPLIT * 8; ++j) {
+        sums[j] *= keep;
+    }
+    subgroupMemoryBarrierShared();
+    subgroupBarrier();
+    const uint lanes   = value_lanes();
+    const uint at_once = LANES / lanes;
+    const uint slice   = lane() / lanes;
+    [[unroll]] for (uint j = 0; j < PIECES; ++j) {
+        const uint  k      = j / SPLIT * at_once + slice;
+        const float weight = slice < at_once && k < KEYS ? weights[group() * KEYS + k] : 0.0;
+        if (weight > 0.0) { // else there may be no numbers
+            [[unroll]] for (uint i = 0; i < 4; ++i) {
+                const vec2 two = unpackHalf2x16(value_pieces[j][i]);
+                sums[j % SPLIT * 8 + 2 * i]     += weight * two.x;
+                sums[j % SPLIT * 8 + 2 * i + 1] += weight * two.y;
+            }
+        }
+    }
+    subgroupBarrier();
+}
+
+// ---- the head
+
+float weight_of(const float top, const float all) {
+    return top > LOWEST ? exp(top - all) : 0.0;
+}
+
+void put_result(const uint head, const uint d, const float y) {
+    floats_at(ADDRESS(y)).v[head * PARAM(head) + d] = y;
+}
+
+uint64_t share_at(const uint head, const uint share) {
+    return packUint2x32(ADDRESS(shares)) + (head * MAX_SHARES + share) * SHARE * 4;
+}
+
+// Adds up the lane groups, as many values at a time as lanes have pieces. The only workgroup of a head writes the result, one of
+// several its share.
+void add_groups(const uint head, const uint share, const bool is_only) {
+    const uint lanes   = value_lanes();
+    const uint at_once = LANES / lanes;
+    const uint slice   = lane() / lanes;
+    const uint width   = lanes * 8;
+    const uint part    = gl_LocalInvocationID.x % LANES_A_KEY;
+    floats_at mine = floats_at(share_at(head, share));
+    if (lane() == 0) {
+        tops[group()]   = top;
+        totals[group()] = total;
+    }
+    [[unroll]] for (uint s = 0; s < SPLIT; ++s) {
+        if (slice < at_once) {
+            [[unroll]] for (uint j = 0; j < 8; ++j) {
+                tokens[(group() * at_once + slice) * width + j * lanes + lane() % lanes] = floatBitsToUint(sums[s * 8 + j]);
+            }
+        }
+        barrier();
+        float all = LOWEST;
+        [[unroll]] for (uint g = 0; g < GROUPS; ++g) {
+            all = max(all, tops[g]);
+        }
+        for (uint i = gl_LocalInvocationID.x / LANES_A_KEY; i < min(width, PARAM(head) - s * width); i += BLOCK_SIZE / LANES_A_KEY) {
+            float y = 0.0;
+            float z = 0.0;
+            for (uint g = part; g < GROUPS; g += LANES_A_KEY) {
+                float sum = 0.0;
+                for (uint k = 0; k < at_once; ++k) {
+                    sum += uintBitsToFloat(tokens[(g * at_once + k) * width + i]);
+                }
+                const float weight = weight_of(tops[g], all);
+                y += weight * sum;
+                z += weight * totals[g];
+            }
+            y += subgroupShuffleXor(y, 1);
+            z += subgroupShuffleXor(z, 1);
+            y += subgroupShuffleXor(y, 2);
+            z += subgroupShuffleXor(z, 2);
+            if (part == 0) {
+                const uint d = s * width + i % lanes * 8 + i / lanes;
+                if (is_only) {
+                    put_result(head, d, y / z);
+                } else {
+                    mine.v[d] = y;
+                    if (d == 0) {
+                        mine.v[MAX_HEAD]     = z;
+                        mine.v[MAX_HEAD + 1] = all;
                     }
                 }
             }
-            score += subgroupShuffleXor(score, 1);
-            score += subgroupShuffleXor(score, 2);
-            score = score * FLOAT(scale) + masks[r];
-            if (t < PARAM(keys) && part == 0) {
-                scores[t] = score;
-            }
-            top = max(top, score);
         }
-    }
-    return largest_of_all(top);
-}
-
-// Of the values each lane adds up 8 of a head's, of every so many keys. They are asked for before their factors are known.
-float sums[8];
-
-uint slices() {
-    return BLOCK_SIZE / (PARAM(head) / 8);
-}
-
-void ask_for_values(const uint key_head, const uint t0) {
-    const uint n = PARAM(head);
-    const uint newest = words_at(ADDRESS(value_index)).v[0];
-    words4_at cache = words4_at(ADDRESS(value_cache));
-    [[unroll]] for (uint i = 0; i < AT_ONCE; ++i) {
-        const uint t = t0 + i * slices() + gl_LocalInvocationID.x / (n / 8);
-        pieces[i] = uvec4(0);
-        if (t < PARAM(keys) && t != newest && scores[t] > LOWEST) {
-            pieces[i] = cache.v[(t * PARAM(value_stride) + key_head * (n / 2)) / 4 + gl_LocalInvocationID.x % (n / 8)];
+        if (SPLIT > 1) {
+            barrier();
         }
     }
 }
 
-void add_values(const uint t0) {
-    [[unroll]] for (uint i = 0; i < AT_ONCE; ++i) {
-        const uint  t = t0 + i * slices() + gl_LocalInvocationID.x / (PARAM(head) / 8);
-        const float e = t < PARAM(keys) ? scores[t] : 0.0;
-        [[unroll]] for (uint j = 0; j < 4; ++j) {
-            const vec2 two = unpackHalf2x16(pieces[i][j]);
-            sums[2 * j]     += e * two.x;
-            sums[2 * j + 1] += e * two.y;
-        }
-    }
-}
-
-void attend_head(const uint head) {
-    const uint tid      = gl_LocalInvocationID.x;
-    const uint n        = PARAM(head);
-    const uint keys     = PARAM(keys);
-    const uint key_head = key_head_of(head);
-    load_head(head, key_head);
-    if (head % (PARAM(heads) / PARAM(key_heads)) == 0) {
-        write_cache(key_head);
-    }
-    const float top = make_scores(key_head);
-    ask_for_values(key_head, 0);
-    float sum = 0.0;
-    float mine[MAX_KEYS / BLOCK_SIZE];
-    [[unroll]] for (uint i = 0; i < MAX_KEYS / BLOCK_SIZE; ++i) {
-        mine[i] = tid + i * BLOCK_SIZE < keys ? exp(scores[tid + i * BLOCK_SIZE] - top) : 0.0;
-        sum += mine[i];
-    }
-    const float total = sum_of_all(sum); // a barrier: the scores are no longer read
-    [[unroll]] for (uint i = 0; i < MAX_KEYS / BLOCK_SIZE; ++i) {
-        if (tid + i * BLOCK_SIZE < keys) {
-            scores[tid + i * BLOCK_SIZE] = mine[i];
-        }
+// The last workgroup of a head to be done adds up all shares.
+void add_shares(const uint head, const uint n) {
+    memoryBarrierBuffer();
+    barrier();
+    if (gl_LocalInvocationID.x == 0) {
+        n_done = atomicAdd(control.done[head], 1);
     }
     barrier();
-    [[unroll]] for (uint j = 0; j < 8; ++j) {
-        sums[j] = 0.0;
+    if (n_done != n - 1) {
+        return;
     }
-    add_values(0);
-    for (uint t0 = AT_ONCE * slices(); t0 < keys; t0 += AT_ONCE * slices()) {
-        ask_for_values(key_head, t0);
-        add_values(t0);
-    }
-    if (tid < slices() * (n / 8)) {
-        [[unroll]] for (uint j = 0; j < 8; ++j) {
-            tokens[tid * 8 + j] = floatBitsToUint(sums[j]); // by slice, and by dimension
+    memoryBarrierBuffer();
+    for (uint d = gl_LocalInvocationID.x; d < PARAM(head); d += BLOCK_SIZE) {
+        float all = LOWEST;
+        for (uint s = 0; s < n; ++s) {
+            all = max(all, floats_at(share_at(head, s)).v[MAX_HEAD + 1]);
         }
-    }
-    barrier();
-    const uint part = tid % LANES_A_KEY;
-    const uint d    = tid / LANES_A_KEY;
-    float y = 0.0;
-    if (d < n) {
-        for (uint s = part; s < slices(); s += LANES_A_KEY) {
-            y += uintBitsToFloat(tokens[s * n + d]);
+        float y = 0.0;
+        float z = 0.0;
+        for (uint s = 0; s < n; ++s) {
+            floats_at share = floats_at(share_at(head, s));
+            const float weight = weight_of(share.v[MAX_HEAD + 1], all);
+            y += weight * share.v[d];
+            z += weight * share.v[MAX_HEAD];
         }
+        put_result(head, d, y / z);
     }
-    y += subgroupShuffleXor(y, 1);
-    y += subgroupShuffleXor(y, 2);
-    if (part == 0 && d < n) {
-        const uint newest = words_at(ADDRESS(value_index)).v[0];
-        floats_at(ADDRESS(y)).v[head * n + d] = (y + scores[newest] * value[d]) / total;
+    if (gl_LocalInvocationID.x == 0) {
+        control.done[head] = 0;
     }
-    barrier();
 }
 
 void attend() {
-    for (uint head = gl_WorkGroupID.x; head < PARAM(heads); head += gl_NumWorkGroups.x) {
-        if (head != gl_WorkGroupID.x) {
-            ask_for_keys(key_head_of(head), 0);
+    const uint sharing = workgroups_a_head();
+    const uint share   = gl_WorkGroupID.x % sharing;
+    const uint n       = keys_a_workgroup();
+    const uint begin   = share * n;
+    const uint end     = min(PARAM(keys), begin + n);
+    const uint first   = gl_WorkGroupID.x / sharing;
+    const uint step    = gl_NumWorkGroups.x / sharing; // more than there are heads where these are shared
+    for (uint head = first; head < PARAM(heads); head += step) {
+        const uint key_head = key_head_of(head);
+        if (head != first) {
+            barrier(); // what the head before left in shared memory has been read
+            ask_for_keys(key_head, begin, end);
         }
-        attend_head(head);
+        load_head(head, key_head);
+        if (share == 0 && head % (PARAM(heads) / PARAM(key_heads)) == 0) {
+            write_cache(key_head);
+        }
+        begin_sums(share == 0);
+        add_keys();
+        for (uint t0 = begin + ALL_KEYS; t0 < end; t0 += ALL_KEYS) {
+            ask_for_keys(key_head, t0, end);
+            add_keys();
+        }
+        add_groups(head, share, sharing == 1);
+        if (sharing > 1) {
+            add_shares(head, sharing);
+        }
     }
 }

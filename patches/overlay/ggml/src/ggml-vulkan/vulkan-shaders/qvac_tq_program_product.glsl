@@ -11,9 +11,9 @@ shared int   token_sum;
 shared float matrix_scale[3];
 
 // What is under way: words of the next rows, and the token's norm.
-uint  next_words[ROWS * UNROLL];
-uvec2 next_rows[ROWS];
-vec4  norms[VALUES4];
+uint     next_words[ROWS * UNROLL];
+uint64_t next_rows[ROWS]; // addresses of a lane's first words
+vec4     norms[VALUES4];
 
 float token_factor; // that a sum of the quantized token is multiplied with
 
@@ -47,6 +47,7 @@ void share_out(const uint this_parity) {
     bundle_step  = subgroupBroadcastFirst(GROUPS * n);
 }
 
+// `part`: gate or up.
 void place(const uint unit, const uint part, out uint matrix, out uint row) {
     const bool glu = (PARAM(flags) & GLU) != 0;
     matrix = glu ? part : unit < PARAM(begin1) ? 0 : unit < PARAM(begin2) ? 1 : 2;
@@ -61,22 +62,18 @@ void find_rows(const uint bundle) {
     const bool glu = (PARAM(flags) & GLU) != 0;
     [[unroll]] for (uint r = 0; r < ROWS; ++r) {
         const uint i = min(bundle * units_a_bundle() + (glu ? r / 2 : r), n_units - 1);
-        uint matrix, row, carry;
+        uint matrix, row;
         place(unit_of(i), glu ? r % 2 : 0, matrix, row);
-        const uvec2 base = address(CODE_w + 2 * matrix);
-        const uint  low  = uaddCarry(base.x, row * PARAM(row_halves) / 2 * 4, carry);
-        next_rows[r] = uvec2(low, base.y + carry);
+        next_rows[r] = packUint2x32(address(CODE_w + 2 * matrix)) + (row * PARAM(row_halves) / 2 + lane()) * 4;
     }
 }
 
-void ask_for(const uint w0) {
-    [[unroll]] for (uint u = 0; u < UNROLL; ++u) {
-        if (w0 + u * LANES < row_words) {
-            // behind the row there are zeros for activations
-            const uint at = min(w0 + u * LANES + lane(), row_words - 1);
-            [[unroll]] for (uint r = 0; r < ROWS; ++r) {
-                next_words[u * ROWS + r] = words_at(next_rows[r]).v[at];
-            }
+// Asks for word `u` of the next rows, of whose words there are `words`. What a lane reads beyond them meets zeros; it is memory
+// of the tensor's (get_alloc_size), which is known of a device's own memory only.
+void ask_for(const uint u, const uint words) {
+    if (u * LANES < words && (ALONE == 0 || u * LANES + lane() < words)) {
+        [[unroll]] for (uint r = 0; r < ROWS; ++r) {
+            next_words[u * ROWS + r] = words_at(next_rows[r]).v[u * LANES];
         }
     }
 }
@@ -88,7 +85,9 @@ void begin_rows(const uint this_parity) {
     }
     if (first_bundle < n_bundles) {
         find_rows(first_bundle);
-        ask_for(0);
+        [[unroll]] for (uint u = 0; u < UNROLL; ++u) {
+            ask_for(u, row_words);
+        }
     }
 }
 
@@ -203,12 +202,52 @@ float scaled(const uint matrix, const int sum) {
     return z;
 }
 
-void finish_bundle(const uint bundle, const int acc[ROWS], const float residual) {
+// Sums of one row: of TQ2_0 digits that lie in other places of their bytes, so that none need be moved, are apart.
+#if defined(DATA_A_TQ2_0)
+const uint SUMS = 3 * ROWS;
+#else
+const uint SUMS = ROWS;
+#endif
+
+// Adds word `u` of each row, which meets the token from `at` on.
+void add_word(inout int acc[SUMS], const uint u, const uint at) {
+#if defined(DATA_A_TQ2_0)
+    [[unroll]] for (uint d = 0; d < DIGITS; ++d) {
+        const uint q = tokens[d * PLANE + at];
+        [[unroll]] for (uint r = 0; r < ROWS; ++r) {
+            const uint word  = next_words[u * ROWS + r];
+            const uint codes = d == 3 ? (word >> 6) & 0x03030303u : word & (0x03030303u << (2 * d)); // times 4^d, below 128
+            acc[d % 3 * ROWS + r] += dot4(codes, q);
+        }
+    }
+#else
+    digit_reader readers[ROWS];
+    [[unroll]] for (uint r = 0; r < ROWS; ++r) {
+        readers[r] = digits_of(next_words[u * ROWS + r]);
+    }
+    [[unroll]] for (uint d = 0; d < DIGITS; ++d) {
+        const uint q = tokens[d * PLANE + at];
+        [[unroll]] for (uint r = 0; r < ROWS; ++r) {
+            acc[r] += dot4(next_digits(readers[r]), q);
+        }
+    }
+#endif
+}
+
+int sum_of_row(const int acc[SUMS], const uint r) {
+#if defined(DATA_A_TQ2_0)
+    return acc[r] + (acc[ROWS + r] >> 2) + (acc[2 * ROWS + r] >> 4);
+#else
+    return acc[r];
+#endif
+}
+
+void finish_bundle(const uint bundle, const int acc[SUMS], const float residual) {
     const bool glu = (PARAM(flags) & GLU) != 0;
     int sum0 = 0;
     int sum1 = 0;
     [[unroll]] for (uint r = 0; r < ROWS; ++r) {
-        const int sum = subgroupAdd(acc[r]) - token_sum;
+        const int sum = subgroupAdd(sum_of_row(acc, r)) - token_sum;
         if (lane() == (glu ? r / 2 : r)) {
             if (glu && r % 2 == 1) {
                 sum1 = sum;
@@ -245,35 +284,28 @@ float residual_of(const uint bundle) {
 void make_rows() {
     for (uint b = first_bundle; b < n_bundles; b += bundle_step) {
         const float residual = residual_of(b);
-        int acc[ROWS];
-        [[unroll]] for (uint r = 0; r < ROWS; ++r) {
+        int acc[SUMS];
+        [[unroll]] for (uint r = 0; r < SUMS; ++r) {
             acc[r] = 0;
         }
         for (uint w0 = 0; w0 < row_words; w0 += LANES * UNROLL) {
-            uint w[ROWS * UNROLL];
-            [[unroll]] for (uint i = 0; i < ROWS * UNROLL; ++i) {
-                w[i] = next_words[i];
-            }
-            const bool ends = w0 + LANES * UNROLL >= row_words;
-            if (ends && b + bundle_step < n_bundles) {
+            // When a word has been used, the next is asked for in its place: of these rows, or of the bundle behind.
+            const uint here = row_words - w0;
+            uint       then = 0;
+            if (here > LANES * UNROLL) {
+                then = here - LANES * UNROLL;
+                [[unroll]] for (uint r = 0; r < ROWS; ++r) {
+                    next_rows[r] += LANES * UNROLL * 4;
+                }
+            } else if (b + bundle_step < n_bundles) {
+                then = row_words;
                 find_rows(b + bundle_step);
             }
-            if (!ends || b + bundle_step < n_bundles) {
-                ask_for(ends ? 0 : w0 + LANES * UNROLL);
-            }
             [[unroll]] for (uint u = 0; u < UNROLL; ++u) {
-                if (w0 + u * LANES < row_words) {
-                    digit_reader readers[ROWS];
-                    [[unroll]] for (uint r = 0; r < ROWS; ++r) {
-                        readers[r] = digits_of(w[u * ROWS + r]);
-                    }
-                    [[unroll]] for (uint d = 0; d < DIGITS; ++d) {
-                        const uint q = tokens[d * PLANE + w0 + u * LANES + lane()];
-                        [[unroll]] for (uint r = 0; r < ROWS; ++r) {
-                            acc[r] += dot4(next_digits(readers[r]), q);
-                        }
-                    }
+                if (u * LANES < here) {
+                    add_word(acc, u, w0 + u * LANES + lane());
                 }
+                ask_for(u, then);
             }
         }
         finish_bundle(b, acc, residual);

@@ -67,7 +67,13 @@ uint next_digits(inout digit_reader r) {
     // as a number of at most 242. Three times the number of before taken off, the k-th digit is left; no byte borrows.
     r.even *= 3;
     r.odd  *= 3;
+#if defined(TQ_BYTES)
+    const u8vec4 even = unpack8(r.even);
+    const u8vec4 odd  = unpack8(r.odd);
+    const uint number = pack32(u8vec4(even.y, odd.y, even.w, odd.w)); // one instruction where bytes can be picked
+#else
     const uint number = ((r.even >> 8) & 0x00ff00ffu) | (r.odd & 0xff00ff00u);
+#endif
     const uint digits = number - 3 * r.before;
     r.before = number;
     return digits;
