@@ -148,6 +148,7 @@ bool ggml_vk_qvac_graph_begin(ggml_backend_vk_context * ctx, const ggml_cgraph *
     if (!ctx->qvac) {
         ctx->qvac = std::make_shared<vk_qvac_context>();
     }
+    ggml_vk_qvac_submission_graph_begin(ctx);
     ggml_vk_qvac_ternary_graph_begin(ctx, cgraph);
     ggml_vk_qvac_vec_graph_begin(ctx);
     ctx->qvac->program.cgraph = nullptr;
@@ -162,6 +163,9 @@ void ggml_vk_qvac_synchronized(ggml_backend_vk_context * ctx) {
 
 int ggml_vk_qvac_last_of_run(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph, int node_idx) {
     const int count = ctx->device->disable_fusion ? 0 : ggml_vk_qvac_find_program(ctx, cgraph, node_idx);
+    if (count > cgraph->n_nodes / 2) {
+        ctx->qvac->submission.is_whole = true;
+    }
     return count > 0 ? node_idx + count - 1 : node_idx;
 }
 
@@ -172,6 +176,7 @@ bool ggml_vk_qvac_fuse(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph
         return true;
     }
     if (ggml_vk_qvac_fuse_generation(ctx, cgraph, node_idx, name, elementwise)) {
+        ctx->qvac->submission.generates = true;
         return true;
     }
     if (ggml_vk_qvac_fuse_quantize(ctx, cgraph, node_idx, name, elementwise)) {

@@ -9,6 +9,9 @@
 // pipeline_cache.cpp; the rest of it is called by upstream (qvac-vulkan.h).
 void ggml_vk_qvac_set_pipeline_cache(const char * folder);
 
+// submission.cpp; the rest of it is called by upstream (qvac-vulkan.h).
+void ggml_vk_qvac_submission_graph_begin(ggml_backend_vk_context * ctx);
+
 // upstream_limits.cpp
 bool ggml_vk_qvac_beyond_upstream(const vk_device & device, const ggml_tensor * op);
 

@@ -41,6 +41,18 @@ bool ggml_vk_qvac_fusion_is_checked(const ggml_backend_vk_context * ctx);
 // Records the node (and those fused with it) and says true, or leaves it to upstream and says false.
 bool ggml_vk_qvac_dispatch(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_cgraph * cgraph, int node_idx);
 
+// Whether the node being recorded stays in its command buffer, to be submitted with what follows it: all of a graph, or its end.
+bool ggml_vk_qvac_holds_back(const ggml_backend_vk_context * ctx, bool last);
+
+// Whether its end is polled for from the beginning, so that no part of it needs a fence of its own.
+bool ggml_vk_qvac_polls(const ggml_backend_vk_context * ctx);
+
+// A graph is recorded.
+void ggml_vk_qvac_graph_end(ggml_backend_vk_context * ctx);
+
+// The fence is about to be waited for.
+void ggml_vk_qvac_poll(ggml_backend_vk_context * ctx);
+
 // What was recorded is done.
 void ggml_vk_qvac_synchronized(ggml_backend_vk_context * ctx);
 

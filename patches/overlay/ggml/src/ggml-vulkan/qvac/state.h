@@ -78,6 +78,13 @@ struct vk_qvac_device {
     vk_pipeline attention_stats;
 };
 
+// With a backend context: how the graph being recorded goes to the device (submission.cpp).
+struct vk_qvac_submission {
+    bool generates = false; // a token: its end is submitted with what the host does next
+    bool is_whole  = false; // most of it is one dispatch: so is all of it
+    bool held      = false; // it is recorded and waits for that
+};
+
 // With a backend context: what is known of the graph being recorded, and memory of our own.
 struct vk_qvac_context {
     bool fused_rms_norm = false; // the node being recorded is an RMS_NORM that we fused with the MUL behind it
@@ -86,4 +93,5 @@ struct vk_qvac_context {
     vk_qvac_fusion fusion;
     vk_qvac_quantize_fusion quantize_fusion;
     vk_qvac_program program;
+    vk_qvac_submission submission;
 };

@@ -57,6 +57,10 @@ struct vk_qvac_ternary_state {
     // Views whose weight has mixed scales: theirs, as found for this graph.
     std::unordered_map<const ggml_tensor *, qvac::tq_scales> views;
 
+    // The graph that was looked through last, and how often weights had been written.
+    uint64_t uid    = 0;
+    uint64_t writes = 0;
+
     // Tokens quantized for MUL_MAT lie in two slots that take turns. A product is always recorded before the next tokens
     // are quantized, into the other slot, and is waited for before those are multiplied: so it is over when its own slot
     // is written again.
