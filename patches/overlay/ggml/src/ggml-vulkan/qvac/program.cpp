@@ -12,7 +12,7 @@ namespace {
 
 constexpr uint32_t BLOCK_SIZE = 512;
 constexpr uint32_t ROWS       = 2;
-constexpr uint32_t UNROLL     = 9;
+constexpr uint32_t UNROLL     = 12;
 
 // The shader counts a head's workgroups in it, behind two words of its own.
 constexpr size_t CONTROL_BYTES = 4096;

@@ -24,7 +24,7 @@
 layout(constant_id = 0) const uint BLOCK_SIZE = 512;
 layout(constant_id = 1) const uint LANES      = 32; // of a lane group, which is a subgroup
 layout(constant_id = 2) const uint ROWS       = 2;  // a lane group makes at a time; even
-layout(constant_id = 3) const uint UNROLL     = 9;  // words of each row that a lane has under way
+layout(constant_id = 3) const uint UNROLL     = 12; // words of each row that a lane has under way
 layout(constant_id = 4) const uint ALONE      = 0;  // there is one workgroup, on a device where small code counts
 
 layout(local_size_x_id = 0, local_size_y = 1, local_size_z = 1) in;

@@ -334,17 +334,31 @@ void add_shares(const uint head, const uint n) {
     }
     memoryBarrierBuffer();
     for (uint d = gl_LocalInvocationID.x; d < PARAM(head); d += BLOCK_SIZE) {
+        // All are asked for before one is waited for.
+        float values[MAX_SHARES];
+        float totals[MAX_SHARES];
+        float tops[MAX_SHARES];
+        [[unroll]] for (uint s = 0; s < MAX_SHARES; ++s) {
+            values[s] = 0.0;
+            totals[s] = 0.0;
+            tops[s]   = LOWEST;
+            if (s < n) {
+                floats_at share = floats_at(share_at(head, s));
+                values[s] = share.v[d];
+                totals[s] = share.v[MAX_HEAD];
+                tops[s]   = share.v[MAX_HEAD + 1];
+            }
+        }
         float all = LOWEST;
-        for (uint s = 0; s < n; ++s) {
-            all = max(all, floats_at(share_at(head, s)).v[MAX_HEAD + 1]);
+        [[unroll]] for (uint s = 0; s < MAX_SHARES; ++s) {
+            all = max(all, tops[s]);
         }
         float y = 0.0;
         float z = 0.0;
-        for (uint s = 0; s < n; ++s) {
-            floats_at share = floats_at(share_at(head, s));
-            const float weight = weight_of(share.v[MAX_HEAD + 1], all);
-            y += weight * share.v[d];
-            z += weight * share.v[MAX_HEAD];
+        [[unroll]] for (uint s = 0; s < MAX_SHARES; ++s) {
+            const float weight = weight_of(tops[s], all);
+            y += weight * values[s];
+            z += weight * totals[s];
         }
         put_result(head, d, y / z);
     }
