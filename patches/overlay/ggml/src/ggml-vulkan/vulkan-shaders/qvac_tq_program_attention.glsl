@@ -37,15 +37,28 @@ uvec4 key_pieces[PIECES];
 uvec4 value_pieces[PIECES];
 float mask;
 
-// How many workgroups a head has, and so which keys this one.
-uint workgroups_a_head() {
-    const uint most = ALONE != 0 ? 1 : min(gl_NumWorkGroups.x / PARAM(heads), MAX_SHARES);
-    return max(1, min(most, (PARAM(keys) + 63) / 64));
-}
+// How heads, keys and values are shared out.
+uint sharing;           // workgroups of a head
+uint first_head;        // of this workgroup
+uint share;             // of its keys: which
+uint begin_key;
+uint end_key;
+uint value_lanes;       // a lane group adds up several values at a time, each in lanes of its own
+uint values_at_a_time;
+uint value_slice;       // a lane's
 
-uint keys_a_workgroup() {
-    const uint n = workgroups_a_head();
-    return ((PARAM(keys) + n - 1) / n + KEYS - 1) / KEYS * KEYS;
+void share_out_heads() {
+    const uint keys = PARAM(keys);
+    const uint most = ALONE != 0 ? 1 : min(gl_NumWorkGroups.x / PARAM(heads), MAX_SHARES);
+    sharing    = max(1, min(most, (keys + 63) / 64));
+    first_head = gl_WorkGroupID.x / sharing;
+    share      = gl_WorkGroupID.x - first_head * sharing;
+    const uint n = ((keys + sharing - 1) / sharing + KEYS - 1) / KEYS * KEYS;
+    begin_key  = share * n;
+    end_key    = min(keys, begin_key + n);
+    value_lanes      = min(PARAM(head) / 8, LANES);
+    values_at_a_time = LANES / value_lanes;
+    value_slice      = lane() / value_lanes;
 }
 
 uint key_head_of(const uint head) {
@@ -56,18 +69,13 @@ uint newest() {
     return words_at(ADDRESS(key_index)).v[0];
 }
 
-// A lane group adds up several values at a time, each in lanes of its own.
-uint value_lanes() {
-    return min(PARAM(head) / 8, LANES);
-}
-
-void ask_for_keys(const uint key_head, const uint t0, const uint end) {
+void ask_for_keys(const uint key_head, const uint t0) {
     const uint n8    = PARAM(head) / 8;
     const uint part  = lane() % LANES_A_KEY;
     const uint first = t0 + group() * KEYS;
     const uint t     = first + lane() / LANES_A_KEY;
     mask = LOWEST;
-    if (t < end) {
+    if (t < end_key) {
         const vec2 two = unpackHalf2x16(words_at(ADDRESS(mask)).v[t / 2]);
         mask = t == newest() ? LOWEST : (t & 1) == 0 ? two.x : two.y;
         words4_at cache = words4_at(ADDRESS(key_cache));
@@ -78,14 +86,12 @@ void ask_for_keys(const uint key_head, const uint t0, const uint end) {
             }
         }
     }
-    const uint lanes   = value_lanes();
-    const uint at_once = LANES / lanes;
-    const uint slice   = lane() / lanes;
     words4_at cache = words4_at(ADDRESS(value_cache));
+    const uint lane_of_value = lane() - value_slice * value_lanes;
     [[unroll]] for (uint j = 0; j < PIECES; ++j) {
-        const uint k     = j / SPLIT * at_once + slice;
-        const uint piece = lane() % lanes + j % SPLIT * LANES;
-        if (slice < at_once && k < KEYS && first + k < end && piece < n8) {
+        const uint k     = j / SPLIT * values_at_a_time + value_slice;
+        const uint piece = lane_of_value + j % SPLIT * LANES;
+        if (value_slice < values_at_a_time && k < KEYS && first + k < end_key && piece < n8) {
             value_pieces[j] = cache.v[(first + k) * (PARAM(value_stride) / 4) + key_head * n8 + piece];
         }
     }
@@ -98,12 +104,9 @@ void prepare_attention() {
         value_pieces[j] = uvec4(0);
     }
     mask = LOWEST;
-    const uint sharing = workgroups_a_head();
-    const uint head    = gl_WorkGroupID.x / sharing;
-    if (head < PARAM(heads)) {
-        const uint n = keys_a_workgroup();
-        const uint begin = gl_WorkGroupID.x % sharing * n;
-        ask_for_keys(key_head_of(head), begin, min(PARAM(keys), begin + n));
+    share_out_heads();
+    if (first_head < PARAM(heads)) {
+        ask_for_keys(key_head_of(first_head), begin_key);
     }
     // As upstream's rope_funcs.glsl.
     if (i < PARAM(rotated) / 2) {
@@ -231,12 +234,9 @@ void add_keys() {
     }
     subgroupMemoryBarrierShared();
     subgroupBarrier();
-    const uint lanes   = value_lanes();
-    const uint at_once = LANES / lanes;
-    const uint slice   = lane() / lanes;
     [[unroll]] for (uint j = 0; j < PIECES; ++j) {
-        const uint  k      = j / SPLIT * at_once + slice;
-        const float weight = slice < at_once && k < KEYS ? weights[group() * KEYS + k] : 0.0;
+        const uint  k      = j / SPLIT * values_at_a_time + value_slice;
+        const float weight = value_slice < values_at_a_time && k < KEYS ? weights[group() * KEYS + k] : 0.0;
         if (weight > 0.0) { // else there may be no numbers
             [[unroll]] for (uint i = 0; i < 4; ++i) {
                 const vec2 two = unpackHalf2x16(value_pieces[j][i]);
@@ -258,27 +258,25 @@ void put_result(const uint head, const uint d, const float y) {
     floats_at(ADDRESS(y)).v[head * PARAM(head) + d] = y;
 }
 
-uint64_t share_at(const uint head, const uint share) {
-    return packUint2x32(ADDRESS(shares)) + (head * MAX_SHARES + share) * SHARE * 4;
+uint64_t share_at(const uint head, const uint i) {
+    return packUint2x32(ADDRESS(shares)) + (head * MAX_SHARES + i) * SHARE * 4;
 }
 
 // Adds up the lane groups, as many values at a time as lanes have pieces. The only workgroup of a head writes the result, one of
 // several its share.
-void add_groups(const uint head, const uint share, const bool is_only) {
-    const uint lanes   = value_lanes();
-    const uint at_once = LANES / lanes;
-    const uint slice   = lane() / lanes;
-    const uint width   = lanes * 8;
-    const uint part    = gl_LocalInvocationID.x % LANES_A_KEY;
+void add_groups(const uint head) {
+    const uint width = value_lanes * 8;
+    const uint part  = gl_LocalInvocationID.x % LANES_A_KEY;
     floats_at mine = floats_at(share_at(head, share));
     if (lane() == 0) {
         tops[group()]   = top;
         totals[group()] = total;
     }
     [[unroll]] for (uint s = 0; s < SPLIT; ++s) {
-        if (slice < at_once) {
+        if (value_slice < values_at_a_time) {
+            const uint at = (group() * values_at_a_time + value_slice) * width + lane() - value_slice * value_lanes;
             [[unroll]] for (uint j = 0; j < 8; ++j) {
-                tokens[(group() * at_once + slice) * width + j * lanes + lane() % lanes] = floatBitsToUint(sums[s * 8 + j]);
+                tokens[at + j * value_lanes] = floatBitsToUint(sums[s * 8 + j]);
             }
         }
         barrier();
@@ -291,8 +289,8 @@ void add_groups(const uint head, const uint share, const bool is_only) {
             float z = 0.0;
             for (uint g = part; g < GROUPS; g += LANES_A_KEY) {
                 float sum = 0.0;
-                for (uint k = 0; k < at_once; ++k) {
-                    sum += uintBitsToFloat(tokens[(g * at_once + k) * width + i]);
+                for (uint k = 0; k < values_at_a_time; ++k) {
+                    sum += uintBitsToFloat(tokens[(g * values_at_a_time + k) * width + i]);
                 }
                 const float weight = weight_of(tops[g], all);
                 y += weight * sum;
@@ -303,8 +301,8 @@ void add_groups(const uint head, const uint share, const bool is_only) {
             y += subgroupShuffleXor(y, 2);
             z += subgroupShuffleXor(z, 2);
             if (part == 0) {
-                const uint d = s * width + i % lanes * 8 + i / lanes;
-                if (is_only) {
+                const uint d = s * width + i % value_lanes * 8 + i / value_lanes;
+                if (sharing == 1) {
                     put_result(head, d, y / z);
                 } else {
                     mine.v[d] = y;
@@ -322,14 +320,14 @@ void add_groups(const uint head, const uint share, const bool is_only) {
 }
 
 // The last workgroup of a head to be done adds up all shares.
-void add_shares(const uint head, const uint n) {
+void add_shares(const uint head) {
     memoryBarrierBuffer();
     barrier();
     if (gl_LocalInvocationID.x == 0) {
         n_done = atomicAdd(control.done[head], 1);
     }
     barrier();
-    if (n_done != n - 1) {
+    if (n_done != sharing - 1) {
         return;
     }
     memoryBarrierBuffer();
@@ -342,11 +340,11 @@ void add_shares(const uint head, const uint n) {
             values[s] = 0.0;
             totals[s] = 0.0;
             tops[s]   = LOWEST;
-            if (s < n) {
-                floats_at share = floats_at(share_at(head, s));
-                values[s] = share.v[d];
-                totals[s] = share.v[MAX_HEAD];
-                tops[s]   = share.v[MAX_HEAD + 1];
+            if (s < sharing) {
+                floats_at made = floats_at(share_at(head, s));
+                values[s] = made.v[d];
+                totals[s] = made.v[MAX_HEAD];
+                tops[s]   = made.v[MAX_HEAD + 1];
             }
         }
         float all = LOWEST;
@@ -368,18 +366,12 @@ void add_shares(const uint head, const uint n) {
 }
 
 void attend() {
-    const uint sharing = workgroups_a_head();
-    const uint share   = gl_WorkGroupID.x % sharing;
-    const uint n       = keys_a_workgroup();
-    const uint begin   = share * n;
-    const uint end     = min(PARAM(keys), begin + n);
-    const uint first   = gl_WorkGroupID.x / sharing;
-    const uint step    = gl_NumWorkGroups.x / sharing; // more than there are heads where these are shared
-    for (uint head = first; head < PARAM(heads); head += step) {
+    const uint step = gl_NumWorkGroups.x / sharing; // more than there are heads where these are shared
+    for (uint head = first_head; head < PARAM(heads); head += step) {
         const uint key_head = key_head_of(head);
-        if (head != first) {
+        if (head != first_head) {
             barrier(); // what the head before left in shared memory has been read
-            ask_for_keys(key_head, begin, end);
+            ask_for_keys(key_head, begin_key);
         }
         load_head(head, key_head);
         if (share == 0 && head % (PARAM(heads) / PARAM(key_heads)) == 0) {
@@ -387,13 +379,13 @@ void attend() {
         }
         begin_sums(share == 0);
         add_keys();
-        for (uint t0 = begin + ALL_KEYS; t0 < end; t0 += ALL_KEYS) {
-            ask_for_keys(key_head, t0, end);
+        for (uint t0 = begin_key + ALL_KEYS; t0 < end_key; t0 += ALL_KEYS) {
+            ask_for_keys(key_head, t0);
             add_keys();
         }
-        add_groups(head, share, sharing == 1);
+        add_groups(head);
         if (sharing > 1) {
-            add_shares(head, sharing);
+            add_shares(head);
         }
     }
 }
