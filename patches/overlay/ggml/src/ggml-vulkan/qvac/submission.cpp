@@ -69,7 +69,7 @@ void ggml_vk_qvac_poll(ggml_backend_vk_context * ctx) {
     ctx->qvac->submission.held = false;
     const DispatchLoaderDynamic & driver = VULKAN_HPP_DEFAULT_DISPATCHER;
     // Errors are for upstream's own wait behind this one to tell of.
-    while (driver.vkGetFenceStatus(ctx->device->device, ctx->fence) == VK_NOT_READY) {
+    while (driver.vkGetFenceStatus((VkDevice) ctx->device->device, (VkFence) ctx->fence) == VK_NOT_READY) {
         for (int i = 0; i < PAUSES; ++i) {
             YIELD();
         }
