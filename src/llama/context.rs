@@ -290,7 +290,7 @@ impl Context {
         if logits.is_null() {
             return Err(Error::NoLogits { row });
         }
-        if let Some(reason) = self.decoded.error() {
+        if let Some(reason) = self.decoded.error_here() {
             return Err(Error::Device { reason });
         }
         // SAFETY: the row has logits, so the pointer is to `n_vocab` floats that stay until the next decode, which

@@ -9,6 +9,7 @@ use std::io::Write;
 use std::panic::catch_unwind;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, Once};
+use std::thread::{self, ThreadId};
 
 use llama_sys as sys;
 
@@ -33,8 +34,15 @@ struct Lines {
     /// Level and text of the line that has not seen its newline yet.
     level: Level,
     partial: String,
-    /// Completed warnings and errors, with their numbers.
-    kept: VecDeque<(u64, Level, String)>,
+    /// Completed warnings and errors.
+    kept: VecDeque<Line>,
+}
+
+struct Line {
+    number: u64,
+    level: Level,
+    thread: ThreadId,
+    text: String,
 }
 
 /// Routes the C log here, once; `verbose` prints every line to stderr as well.
@@ -68,18 +76,22 @@ impl Mark {
     pub(super) fn reason(self) -> String {
         let last_warning = || {
             let lines = lock();
-            let (number, .., text) = lines.kept.back()?;
-            (*number >= self.0).then(|| strip_function(text).to_owned())
+            let line = lines.kept.back()?;
+            (line.number >= self.0).then(|| strip_function(&line.text).to_owned())
         };
-        self.error().or_else(last_warning).unwrap_or_else(|| "it gave no reason".into())
+        self.error(|_| true).or_else(last_warning).unwrap_or_else(|| "it gave no reason".into())
     }
 
-    /// The first error since.
-    pub(super) fn error(self) -> Option<String> {
+    /// The first error since that was logged by this thread: by a call that did not fail, so others' are none of its.
+    pub(super) fn error_here(self) -> Option<String> {
+        let here = thread::current().id();
+        self.error(|line| line.thread == here)
+    }
+
+    fn error(self, counts: impl Fn(&Line) -> bool) -> Option<String> {
         let lines = lock();
-        let mut since = lines.kept.iter().filter(|(number, ..)| *number >= self.0);
-        let (.., text) = since.find(|(_, level, _)| *level == Level::Error)?;
-        Some(strip_function(text).to_owned())
+        let mut since = lines.kept.iter().filter(|line| line.number >= self.0 && counts(line));
+        since.find(|line| line.level == Level::Error).map(|line| strip_function(&line.text).to_owned())
     }
 }
 
@@ -136,7 +148,8 @@ impl Lines {
         while let Some(end) = self.partial.find('\n') {
             let line: String = self.partial.drain(..=end).collect();
             if self.level >= Level::Warn && !line.trim().is_empty() {
-                self.kept.push_back((self.next, self.level, line.trim().to_owned()));
+                let (number, level, thread) = (self.next, self.level, thread::current().id());
+                self.kept.push_back(Line { number, level, thread, text: line.trim().to_owned() });
                 if self.kept.len() > KEPT {
                     self.kept.pop_front();
                 }
@@ -161,7 +174,7 @@ mod tests {
         lines.push(None, "a line\nand ");
         lines.push(None, "another\n");
         lines.push(Some(Level::Info), "not kept\n");
-        let kept: Vec<_> = lines.kept.iter().map(|(n, l, t)| (*n, *l, t.as_str())).collect();
+        let kept: Vec<_> = lines.kept.iter().map(|l| (l.number, l.level, l.text.as_str())).collect();
         assert_eq!(kept, [(0, Level::Error, "half a line"), (1, Level::Error, "and another")]);
         assert_eq!(lines.next, 3);
     }
@@ -173,7 +186,7 @@ mod tests {
             lines.push(Some(Level::Warn), &format!("{i}\n"));
         }
         assert_eq!(lines.kept.len(), KEPT);
-        assert_eq!(lines.kept.front().map(|l| l.2.as_str()), Some("5"));
+        assert_eq!(lines.kept.front().map(|l| l.text.as_str()), Some("5"));
     }
 
     #[test]
