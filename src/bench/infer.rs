@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU32;
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
@@ -46,6 +46,9 @@ impl Test {
 pub struct InferConfig {
     /// Repetitions that are timed, after one that is not.
     pub reps: usize,
+    /// As long as this the one that is not is repeated: an idle GPU's clock is a fraction of a busy one's (345 of 1980 MHz), and rises
+    /// only after a while of work.
+    pub warm_up: Duration,
     pub seed: u64,
     /// `None` is one thread for each physical core.
     pub n_threads: Option<NonZeroU32>,
@@ -87,8 +90,7 @@ pub fn infer(
     let mut context = Context::new(model, &params)?;
     let n_vocab = context.vocab().n_tokens();
     let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
-    let mut seconds = Vec::with_capacity(1 + config.reps);
-    for _ in 0..=config.reps {
+    let mut repeat = || {
         let prompt: Vec<Token> = (0..n_prompt).map(|_| rng.random_range(0..n_vocab) as Token).collect();
         context.clear();
         let start = Instant::now();
@@ -98,16 +100,26 @@ pub fn infer(
             token = most_probable(&mut context, &[token])?;
         }
         let all = start.elapsed();
-        seconds.push(match test {
-            Test::Prompt(_) => prompted.as_secs_f64(),
-            Test::Generate(_) => (all - prompted).as_secs_f64(),
-        });
         if context.is_interrupted() {
             return Err(Error::Interrupted);
         }
+        Ok(match test {
+            Test::Prompt(_) => prompted,
+            Test::Generate(_) => all - prompted,
+        })
+    };
+    let began = Instant::now();
+    let first = repeat()?;
+    while began.elapsed() < config.warm_up {
+        repeat()?;
+    }
+    progress();
+    let mut seconds = Vec::with_capacity(config.reps);
+    for _ in 0..config.reps {
+        seconds.push(repeat()?.as_secs_f64());
         progress();
     }
-    Ok(InferFigures { first_seconds: seconds[0], seconds: Spread::of(seconds.into_iter().skip(1)) })
+    Ok(InferFigures { first_seconds: first.as_secs_f64(), seconds: Spread::of(seconds) })
 }
 
 /// Computes `tokens` and looks up the most probable next one, which also waits for the device.

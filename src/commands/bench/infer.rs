@@ -1,6 +1,7 @@
 //! `bench infer`: prompts and generated tokens through libllama.
 
 use std::num::NonZeroU32;
+use std::time::Duration;
 
 use clap::builder::RangedU64ValueParser;
 use serde_json::json;
@@ -11,6 +12,9 @@ use crate::bench::{self, InferConfig, Test};
 use crate::commands::ui::{Interrupt, Outcome, Problem, Ui};
 use crate::ggml::{peak_host_bytes, Device, DeviceKind};
 use crate::llama::{self, ModelParams};
+
+/// Before what is timed on a GPU.
+const GPU_WARM_UP: Duration = Duration::from_secs(1);
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -33,7 +37,7 @@ pub struct Args {
     #[arg(short = 'n', long, value_name = "N", default_values_t = [256usize])]
     generate: Vec<usize>,
 
-    /// Repetitions that are timed, after one that is not
+    /// Repetitions that are timed, after one that is not (on a GPU, after a second of them)
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     reps: usize,
 
@@ -75,6 +79,7 @@ pub fn run(args: &Args, interrupt: Interrupt, ui: &Ui) -> anyhow::Result<Outcome
 
     let config = InferConfig {
         reps: args.reps,
+        warm_up: if on_gpu { GPU_WARM_UP } else { Duration::ZERO },
         seed: args.seed,
         n_threads: args.threads.and_then(NonZeroU32::new),
         interrupt: Some(interrupt.flag()),
