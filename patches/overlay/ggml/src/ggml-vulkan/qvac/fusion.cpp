@@ -63,7 +63,8 @@ int last_of_normed(const ggml_cgraph * cgraph, int begin) {
             continue;
         }
         const bool product = node->op == GGML_OP_MUL_MAT && node->src[1] == mul && qvac::is_ternary(node->src[0]->type);
-        const bool after   = node->op == GGML_OP_MUL || node->op == GGML_OP_ADD || node->op == GGML_OP_GLU;
+        const bool after   = node->op == GGML_OP_MUL || node->op == GGML_OP_ADD || node->op == GGML_OP_GLU ||
+                           node->op == GGML_OP_UNARY || node->op == GGML_OP_SQR;
         if (!product && !(after && first >= 0 && is_used_by(cgraph, first, last, node))) {
             break;
         }
@@ -102,7 +103,8 @@ bool ggml_vk_qvac_fuse_generation(
     fusion.count  = nodes.count;
     fusion.normed = nodes.job.source == VK_QVAC_VEC_NORMED ? nodes.job.x : nullptr;
     fusion.further_results.clear();
-    *name = nodes.job.glu ? "TQ_MUL_MAT_VEC_SWIGLU" : nodes.job.add ? "TQ_MUL_MAT_VEC_ADD" : "TQ_MUL_MAT_VEC";
+    static const char * const names[VK_QVAC_VEC_GLU_COUNT] = { "TQ_MUL_MAT_VEC", "TQ_MUL_MAT_VEC_SWIGLU", "TQ_MUL_MAT_VEC_RELU_SQR_GLU" };
+    *name = nodes.job.add ? "TQ_MUL_MAT_VEC_ADD" : names[nodes.job.glu];
     ctx->num_additional_fused_ops = fusion.count - 1;
     for (int i = 0; i < fusion.count; ++i) {
         elementwise[i] = i == nodes.add;

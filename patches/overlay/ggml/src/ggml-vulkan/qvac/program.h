@@ -25,8 +25,9 @@ enum vk_qvac_program_kind : uint32_t {
 };
 
 enum vk_qvac_program_flags : uint32_t {
-    VK_QVAC_PROGRAM_NORMED = 1,
-    VK_QVAC_PROGRAM_GLU    = 2,
+    VK_QVAC_PROGRAM_NORMED   = 1,
+    VK_QVAC_PROGRAM_GLU      = 2,
+    VK_QVAC_PROGRAM_RELU_SQR = 4, // with GLU, for its SiLU
 };
 
 struct vk_qvac_program_product {

@@ -191,7 +191,8 @@ private:
         code.push_back({});
         vk_qvac_program_product & p = code.back().product;
         p.kind       = VK_QVAC_PROGRAM_PRODUCT;
-        p.flags      = (job.source == VK_QVAC_VEC_NORMED ? VK_QVAC_PROGRAM_NORMED : 0) | (job.glu ? VK_QVAC_PROGRAM_GLU : 0);
+        p.flags      = (job.source == VK_QVAC_VEC_NORMED ? VK_QVAC_PROGRAM_NORMED : 0) | (job.glu ? VK_QVAC_PROGRAM_GLU : 0) |
+                  (job.glu == VK_QVAC_VEC_RELU_SQR ? VK_QVAC_PROGRAM_RELU_SQR : 0);
         p.n          = (uint32_t) w->ne[0];
         p.row_halves = (uint32_t) (ggml_row_size(w->type, w->ne[0]) / 2);
         p.eps        = job.eps;

@@ -188,7 +188,7 @@ void ggml_vk_qvac_load_ternary_vec(vk_device & device, const vk_qvac_create_pipe
             };
             for (int rows = 0; rows < VK_QVAC_VEC_ROWS_COUNT; ++rows) {
                 for (int source = 0; source < VK_QVAC_VEC_SOURCE_COUNT; ++source) {
-                    for (uint32_t glu = 0; glu < 2; ++glu) {
+                    for (uint32_t glu = 0; glu < VK_QVAC_VEC_GLU_COUNT; ++glu) {
                         make(pipelines.one_token[type][dot][rows][source][glu], ROWS[rows], 1, tuned().unroll, glu, 0, source);
                     }
                 }
@@ -248,7 +248,7 @@ bool ggml_vk_qvac_plan_vec(const ggml_backend_vk_context * ctx, const vk_qvac_ve
         plan.pipeline = pipelines.mixed[type][dot];
         rows          = 1;
     } else if (job.tokens == 1) {
-        const int i   = rows_index(device, units, groups, job.glu);
+        const int i   = rows_index(device, units, groups, job.glu != VK_QVAC_VEC_NO_GLU);
         plan.pipeline = pipelines.one_token[type][dot][i][job.source][job.glu];
         rows          = ROWS[i];
     } else {

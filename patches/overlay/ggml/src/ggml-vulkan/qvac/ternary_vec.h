@@ -16,12 +16,20 @@ enum vk_qvac_vec_source {
     VK_QVAC_VEC_SOURCE_COUNT,
 };
 
+// What becomes of gate and up.
+enum vk_qvac_vec_glu {
+    VK_QVAC_VEC_NO_GLU,
+    VK_QVAC_VEC_SWIGLU,
+    VK_QVAC_VEC_RELU_SQR, // relu(gate)^2 * up
+    VK_QVAC_VEC_GLU_COUNT,
+};
+
 constexpr int VK_QVAC_VEC_ROWS_COUNT = 3; // 1, 2 or 4 rows at a time
 constexpr int VK_QVAC_VEC_COLS_COUNT = 4; // 1, 2, 4 or 8 tokens
 
 // With a device: by type (TQ2_0) and by whether four products are one instruction.
 struct vk_qvac_vec_pipelines {
-    vk_pipeline one_token[2][2][VK_QVAC_VEC_ROWS_COUNT][VK_QVAC_VEC_SOURCE_COUNT][2]; // the last: gate and up
+    vk_pipeline one_token[2][2][VK_QVAC_VEC_ROWS_COUNT][VK_QVAC_VEC_SOURCE_COUNT][VK_QVAC_VEC_GLU_COUNT];
     vk_pipeline tokens[2][2][VK_QVAC_VEC_COLS_COUNT];
     vk_pipeline mixed[2][2];
 };
@@ -36,7 +44,7 @@ struct vk_qvac_vec_matrix {
 struct vk_qvac_vec_job {
     vk_qvac_vec_matrix  matrices[VK_QVAC_VEC_MAX_MATRICES];
     int                 n_matrices;
-    bool                glu; // dst of matrix 0 = silu(matrix 0) * matrix 1
+    vk_qvac_vec_glu     glu; // matrix 0 is the gate, whose dst is the result, and 1 is up
     vk_qvac_vec_source  source;
     const ggml_tensor * x;    // floats
     const ggml_tensor * norm;

@@ -1,6 +1,7 @@
 // Which nodes of a generating graph (one token) are one ternary product with what stands around it:
 //
-//     [RMS_NORM, MUL by the norm]  MUL_MAT, up to 3 of the same input  [MUL by a scale, each]  [GET_ROWS of the one row] [ADD | SWIGLU]
+//     [RMS_NORM, MUL by the norm]  MUL_MAT, up to 3 of the same input  [MUL by a scale, each]
+//     [GET_ROWS of the one row]  [ADD | SWIGLU | RELU, SQR, MUL]
 //
 // What lies between the ends is not to be written, so nothing else may need it. Nodes that make nothing (views) may stand
 // among these.
@@ -124,25 +125,43 @@ private:
         }
     }
 
+    // Of gate and up, as one node or as RELU, SQR and MUL.
     bool match_glu(int & k) {
         const int           next = skip_views(k);
         const ggml_tensor * node = at(next);
-        if (job.n_matrices != 2 || !node || node->op != GGML_OP_GLU || ggml_get_glu_op(node) != GGML_GLU_OP_SWIGLU ||
-            !node->src[1] || !is_token(node) || !is_inner(result_at[0], 1) || !is_inner(result_at[1], 1)) {
+        if (job.n_matrices != 2 || !node || !is_inner(result_at[0], 1) || !is_inner(result_at[1], 1) ||
+            job.matrices[0].w->ne[1] != job.matrices[1].w->ne[1]) {
             return false;
         }
-        const bool in_order = node->src[0] == job.matrices[0].dst && node->src[1] == job.matrices[1].dst;
-        const bool swapped  = node->src[0] == job.matrices[1].dst && node->src[1] == job.matrices[0].dst;
-        if (!(in_order || swapped) || job.matrices[0].w->ne[1] != job.matrices[1].w->ne[1]) {
+        if (node->op == GGML_OP_GLU && ggml_get_glu_op(node) == GGML_GLU_OP_SWIGLU) {
+            return take_glu(VK_QVAC_VEC_SWIGLU, node->src[0], node->src[1], next, k);
+        }
+        const int           second = skip_views(next + 1);
+        const int           third  = skip_views(second + 1);
+        const ggml_tensor * sqr    = at(second);
+        const ggml_tensor * mul    = at(third);
+        if (node->op != GGML_OP_UNARY || ggml_get_unary_op(node) != GGML_UNARY_OP_RELU || !sqr || sqr->op != GGML_OP_SQR ||
+            sqr->src[0] != node || !mul || mul->op != GGML_OP_MUL || (mul->src[0] != sqr && mul->src[1] != sqr) ||
+            !is_inner(next, 1) || !is_inner(second, 1)) {
+            return false;
+        }
+        return take_glu(VK_QVAC_VEC_RELU_SQR, node->src[0], mul->src[0] == sqr ? mul->src[1] : mul->src[0], third, k);
+    }
+
+    // `result`: the node that is gate and up's.
+    bool take_glu(vk_qvac_vec_glu glu, const ggml_tensor * gate, const ggml_tensor * up, int result, int & k) {
+        const bool in_order = gate == job.matrices[0].dst && up == job.matrices[1].dst;
+        const bool swapped  = gate == job.matrices[1].dst && up == job.matrices[0].dst;
+        if (!(in_order || swapped) || !is_token(at(result))) {
             return false;
         }
         if (swapped) {
             std::swap(job.matrices[0], job.matrices[1]);
         }
-        job.glu             = true;
-        job.matrices[0].dst = node;
-        result_at[0]        = next;
-        k                   = next + 1;
+        job.glu             = glu;
+        job.matrices[0].dst = at(result);
+        result_at[0]        = result;
+        k                   = result + 1;
         return true;
     }
 

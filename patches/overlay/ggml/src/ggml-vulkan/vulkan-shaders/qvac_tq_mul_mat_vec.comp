@@ -26,7 +26,7 @@ layout(constant_id = 2) const uint ROWS       = 2;
 layout(constant_id = 3) const uint COLS       = 1;   // tokens
 layout(constant_id = 4) const uint UNROLL     = 2;
 layout(constant_id = 5) const uint CHUNK      = 128; // words of a row at a time, a multiple of LANES * UNROLL
-layout(constant_id = 6) const uint GLU        = 0;   // matrices 0 and 1 are gate and up
+layout(constant_id = 6) const uint GLU        = 0;   // matrices 0 and 1 are gate and up: 1 SwiGLU, 2 a squared ReLU
 layout(constant_id = 7) const uint MIXED      = 0;   // blocks differ in scale: ROWS, COLS and UNROLL are 1
 layout(constant_id = 8) const uint SOURCE     = 0;   // x: 0 quantized tokens, 1 floats, 2 floats to be normed (COLS 1)
 
@@ -315,8 +315,7 @@ void finish(const uint unit, const bool there, const int sum0, const int sum1, c
     float y = scaled(r, product(r, sum0, a));
     if (GLU != 0) {
         const row_place up = place_of(unit, 1);
-        // as upstream's swiglu.comp
-        y = y / (1.0 + exp(-y)) * scaled(up, product(up, sum1, a));
+        y = activated(y, GLU == 2) * scaled(up, product(up, sum1, a));
     }
     put(r, token, y);
 }

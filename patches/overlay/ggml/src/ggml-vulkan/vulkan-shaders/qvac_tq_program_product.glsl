@@ -4,8 +4,9 @@
 // Every workgroup norms and quantizes the token for itself, into shared memory in the order of the weights' stream. Then
 // each lane group makes bundles of ROWS rows, gate and up side by side.
 
-const uint NORMED = 1; // flags
-const uint GLU    = 2;
+const uint NORMED   = 1; // flags
+const uint GLU      = 2;
+const uint RELU_SQR = 4;
 
 shared int   token_sum;
 shared float matrix_scale[3];
@@ -262,7 +263,7 @@ void finish_bundle(const uint bundle, const int acc[SUMS], const float residual)
         place(unit_of(i), 0, matrix, row);
         float y = scaled(matrix, sum0);
         if (glu) {
-            y = y / (1.0 + exp(-y)) * scaled(1, sum1); // as upstream's swiglu.comp
+            y = activated(y, (PARAM(flags) & RELU_SQR) != 0) * scaled(1, sum1);
         }
         if (exists(ADDRESS(add))) {
             precise const float z = y + residual;

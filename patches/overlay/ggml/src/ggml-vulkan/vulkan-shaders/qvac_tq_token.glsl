@@ -98,3 +98,9 @@ uint token_bytes(const vec4 x, const token_scaling s) {
     const uvec4 b = floatBitsToUint(y) & 0xffu;
     return b.x | (b.y << 8) | (b.z << 16) | (b.w << 24);
 }
+
+// The gate of a gated unit, as upstream's shaders have it.
+float activated(const float x, const bool relu_sqr) {
+    const float r = max(x, 0.0);
+    return relu_sqr ? r * r : x / (1.0 + exp(-x));
+}
