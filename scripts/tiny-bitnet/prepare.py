@@ -12,6 +12,7 @@ the teacher's as well, not a piece of one: only there are the teacher's logits a
 import argparse
 import bisect
 import collections
+import itertools
 import json
 import multiprocessing
 import random
@@ -75,8 +76,8 @@ def verdict(turns):
 
 
 def cut(text):
-    """The turns up to the last answer that ends, without the system's."""
-    turns = [turn for turn in TURN.findall(text) if turn[0] != "system"]
+    """The turns up to the last answer that ends."""
+    turns = TURN.findall(text)
     turns = turns[: len(turns) // 2 * 2]
     return turns if [role for role, _ in turns] == ["user", "assistant"] * (len(turns) // 2) else []
 
@@ -136,13 +137,14 @@ def pack(lengths, n_ctx, rng):
     return rows
 
 
-def in_pieces(ids, pieces):
-    """The student's tokens, and which of them are the teacher's too."""
-    tokens, shared = [], []
-    for i in ids:
-        tokens += pieces[i]
-        shared += [len(pieces[i]) == 1] * len(pieces[i])
-    return tokens, shared
+def in_pieces(ids, lengths, pieces):
+    """The student's tokens of chats end to end, which of them are the teacher's too, and the chats' new lengths."""
+    n_pieces = np.array([len(p) for p in pieces])
+    flat, first = np.concatenate(pieces), np.cumsum(n_pieces) - n_pieces
+    n = n_pieces[ids]
+    within = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n)
+    tokens, shared = flat[np.repeat(first[ids], n) + within], np.repeat(n == 1, n)
+    return tokens, shared, np.add.reduceat(n, np.cumsum(lengths) - lengths)
 
 
 def main():
@@ -170,18 +172,20 @@ def main():
     for question, answer in greetings.chats():
         chats += [written([("user", question), ("assistant", answer)])] * GREETING_COPIES
     encoded = teachers.encode_batch(chats, add_special_tokens=False)
-    split = [in_pieces(e.ids, pieces) for e in encoded]
-    kept = [i for i, (ids, _) in enumerate(split) if len(ids) <= args.n_ctx]
-    rows = pack([len(split[i][0]) for i in kept], args.n_ctx, rng)
+    lengths = np.array([len(e) for e in encoded])
+    ids = np.fromiter(itertools.chain.from_iterable(e.ids for e in encoded), np.int64, lengths.sum())
+    tokens, shared, lengths = in_pieces(ids, lengths, pieces)
+    begins = np.cumsum(lengths) - lengths
+    kept = np.flatnonzero(lengths <= args.n_ctx)
+    rows = pack(lengths[kept].tolist(), args.n_ctx, rng)
     shape = (len(rows), args.n_ctx)
     out = {"tokens": np.zeros(shape, np.uint16), "chat": np.full(shape, 255, np.uint8), "shared": np.zeros(shape, bool)}
     for r, row in enumerate(rows):
         at = 0
-        for k, i in enumerate(row):
-            ids, shared = split[kept[i]]
-            here = slice(at, at + len(ids))
-            out["tokens"][r, here], out["chat"][r, here], out["shared"][r, here] = ids, k, shared
-            at += len(ids)
+        for k, i in enumerate(kept[row]):
+            here, there = slice(at, at + lengths[i]), slice(begins[i], begins[i] + lengths[i])
+            out["tokens"][r, here], out["chat"][r, here], out["shared"][r, here] = tokens[there], k, shared[there]
+            at += lengths[i]
     np.savez(args.out, **out)
     if args.sample:
         with open(args.sample, "w") as file:

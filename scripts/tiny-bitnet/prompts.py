@@ -5,6 +5,7 @@ without a topic lets the teacher choose. To add some: a line in a list here.
 """
 
 import random
+import re
 
 TOPICS = """
 a cat|a dog|a horse|a cow|a bird|an owl|a fish|a shark|a whale|a bear|a lion|an elephant|a monkey|a snake|a spider|a bee
@@ -32,6 +33,11 @@ climate|pollution|recycling|energy|a battery|an engine|a machine|a tool|a hammer
 a cell|a virus|bacteria|a vaccine|vitamins|protein|an allergy|a dentist|glasses|soap|a shower|cleaning|laundry|a plant
 seeds|soil|a harvest|an insect|a frog|a turtle|a rabbit|a mouse|a chicken|a duck|a pig|a sheep|a wolf|a fox|a tiger
 """.replace("\n", "|").strip("|").split("|")
+
+SINGULARS = {"grass", "glass", "Mars", "Paris", "the United States", "chess", "tennis", "physics", "mathematics", "Christmas",
+             "stress", "happiness", "kindness", "the news", "English", "Spanish"}
+PLURALS = {t for t in TOPICS if t.endswith("s") and not t.startswith(("a ", "an ")) and t not in SINGULARS}
+PLURALS |= {"bacteria", "children", "the police"}
 
 # The rest of the turn is the teacher's.
 OPENINGS = [
@@ -69,11 +75,21 @@ HELLOS = [
     "Tell me a joke.", "Tell me a story.", "I am bored.", "I am tired.", "I am sad today.", "I am happy today.",
     "What is your name?", "Are you a robot?", "What should I do today?", "I need your help.", "Hi, my name is Anna.",
 ]
-# Short answers are most of what a small student can learn.
 USUAL = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+# Short answers are most of what a small student can learn.
 BRIEF = f"{USUAL}. You answer in one or two short and simple sentences."
-SYSTEMS = [None, USUAL, BRIEF, BRIEF]
+# System prompts and their shares of the rows.
+SYSTEMS = [(BRIEF, 0.7), (USUAL, 0.3)]
 KINDS = [("opening", 0.40), ("topic_opening", 0.30), ("topic_question", 0.26), ("hello", 0.04)]
+
+
+def about(template, topic):
+    """The topic in its place, the verb in its number."""
+    if topic not in PLURALS or "it true" in template or "there a" in template:
+        return template.format(topic)
+    for one, many in (("is", "are"), ("Is", "Are"), ("does", "do"), ("Does", "Do"), ("makes", "make")):
+        template = re.sub(rf"\b{one}\b(?=[ \w]*\{{)", many, template)
+    return re.sub(r"\{\} is\b", "{} are", template).format(topic)
 
 
 def turn(rng):
@@ -82,24 +98,20 @@ def turn(rng):
     if kind == "opening":
         return rng.choice(OPENINGS), False
     if kind == "topic_opening":
-        return rng.choice(TOPIC_OPENINGS).format(rng.choice(TOPICS)), False
+        return about(rng.choice(TOPIC_OPENINGS), rng.choice(TOPICS)), False
     if kind == "topic_question":
-        return rng.choice(TOPIC_QUESTIONS).format(rng.choice(TOPICS)), True
+        return about(rng.choice(TOPIC_QUESTIONS), rng.choice(TOPICS)), True
     return rng.choice(HELLOS), True
 
 
 def chat(rng):
-    """Text that a chat begins with, and how many answers it is to have."""
-    system = rng.choice(SYSTEMS)
+    """What a chat begins with after its system prompt, and how many answers it is to have."""
     text, whole = turn(rng)
-    begin = f"<|im_start|>system\n{system}<|im_end|>\n" if system else ""
-    begin += f"<|im_start|>user\n{text}"
+    begin = f"<|im_start|>user\n{text}"
     if whole:
         begin += "<|im_end|>\n<|im_start|>assistant\n"
     return begin, rng.choices([1, 2, 3], [0.7, 0.2, 0.1])[0]
 
 
-def chats(seed):
-    rng = random.Random(seed)
-    while True:
-        yield chat(rng)
+def system(text):
+    return f"<|im_start|>system\n{text}<|im_end|>\n"

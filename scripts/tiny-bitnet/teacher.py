@@ -76,7 +76,8 @@ class Teacher:
                 self.layers[int(match[1])][match[2]] = value
             else:
                 setattr(self, tensor.name.removesuffix(".weight"), value)
-        self.row_block = row_block
+        # What a caller may compile.
+        self.row_block, self.qkv, self.ffn = row_block, qkv, ffn
         for layer in self.layers:
             layer["ffn_gate_up"] = torch.cat([layer.pop("ffn_gate"), layer.pop("ffn_up")])
 
@@ -97,22 +98,17 @@ class Teacher:
         zeros = lambda: torch.zeros(shape, dtype=self.dtype, device=self.device)
         return [(zeros(), zeros()) for _ in self.layers]
 
-    def decode(self, tokens, positions, cache):
+    def decode(self, tokens, positions, cache, attend):
         """One token of each row, at a place of its own: tokens, positions [B] -> logits [B, n_vocab]"""
-        n_rows, n_ctx = len(tokens), cache[0][0].shape[2]
-        rows = torch.arange(n_rows, device=tokens.device)
-        later = torch.arange(n_ctx, device=tokens.device) > positions[:, None]
-        bias = torch.zeros(later.shape, dtype=self.dtype, device=tokens.device).masked_fill(later, -torch.inf)
+        rows = torch.arange(len(tokens), device=tokens.device)
         x = self.token_embd[tokens]
         cos, sin = self.cos[positions], self.sin[positions]
-        group = self.n_head // self.n_head_kv
-        bias = bias[:, None, None, :].expand(n_rows, self.n_head_kv, group, n_ctx)
         for layer, (keys, values) in zip(self.layers, cache):
-            q, k, v = qkv(layer, x, cos, sin, self.d_head, self.eps)
+            q, k, v = self.qkv(layer, x, cos, sin, self.d_head, self.eps)
             keys[rows, :, positions] = k
             values[rows, :, positions] = v
-            # The queries that share a key are the rows of one small product.
-            y = F.scaled_dot_product_attention(q.unflatten(1, (self.n_head_kv, group)), keys, values, attn_mask=bias)
+            # The queries that share a key lie side by side.
+            y = attend(q.unflatten(1, (self.n_head_kv, -1)), keys, values, positions)
             x = x + F.linear(y.flatten(1), layer["attn_output"])
-            x = ffn(layer, x, self.eps)
+            x = self.ffn(layer, x, self.eps)
         return self.logits(F.rms_norm(x, (self.n_embd,), self.output_norm, self.eps))

@@ -1,6 +1,6 @@
 """Trains the student on the teacher's chats and logits, ternary from the first step on (quantization-aware training).
 
-usage: train.py --teacher FILE.gguf --rows rows.npz --out DIR [--minutes 9] [--lr 3e-3] [--seed 1]
+usage: train.py --teacher FILE.gguf --rows rows.npz --out DIR [--minutes 5] [--lr 3e-3] [--seed 1]
 
 The number of steps is set after the first ones, from how long they took and from `--minutes`; `--steps` sets it
 outright, which repeats a run. The learning rate goes linearly to zero; weight decay ends half-way, as BitNet's does
@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 import student as bitnet
 import teacher as smollm
 
-WARMUP = 100
+WARMUP = 200
 BETAS, DECAY, CLIP = (0.9, 0.95), 0.1, 1.0
 # Steps that are not timed (compilation), and those that are.
 UNTIMED, TIMED = 5, 15
@@ -166,13 +166,13 @@ class Run:
                     break
                 total, n, n_distilled, norm = self.train_step()
                 tokens += args.batch_rows * self.rows[0].shape[1]
-                if self.step == counted + UNTIMED or self.n_steps is None and self.step == UNTIMED + TIMED:
+                if self.step == counted + UNTIMED or self.n_steps is None and self.step == counted + UNTIMED + TIMED:
                     if self.device == "cuda":
                         torch.cuda.synchronize()
                     now = time.monotonic()
                     if self.step == counted + UNTIMED:
                         warm, warm_tokens = now, tokens
-                    if self.n_steps is None and self.step >= UNTIMED + TIMED:
+                    if self.n_steps is None and self.step == counted + UNTIMED + TIMED:
                         pace = (now - warm) / TIMED
                         # A little is kept for evaluations and for what slows down.
                         self.n_steps = self.step + max(1, int(0.97 * (limit - now) / pace))
@@ -198,13 +198,13 @@ def arguments():
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--rows", required=True)
     parser.add_argument("--out", required=True)
-    parser.add_argument("--minutes", type=float, default=9)
+    parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--batch-rows", type=int, default=128)
+    parser.add_argument("--batch-rows", type=int, default=64)
     parser.add_argument("--eval-rows", type=int, default=512)
-    parser.add_argument("--eval-every", type=int, default=500)
-    parser.add_argument("--log-every", type=int, default=20)
+    parser.add_argument("--eval-every", type=int, default=1000)
+    parser.add_argument("--log-every", type=int, default=50)
     parser.add_argument("--n-vocab", type=int, default=16384)
     parser.add_argument("--n-layer", type=int, default=8)
     parser.add_argument("--seed", type=int, default=1)
