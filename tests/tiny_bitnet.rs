@@ -15,6 +15,8 @@ const MOST_BYTES: u64 = 25_000_000;
 
 /// Each is of the kind that one of the adapters answers.
 const QUESTIONS: [&str; 2] = ["Make this a polite email: send the contract again", "Is the sea salty?"];
+/// ggml's threads spin while they wait: beside other tests one is faster than two.
+const THREADS: &str = "1";
 const MAX_TOKENS: usize = 32;
 
 /// An adapter and what its card claims, with room for the float kernels of other machines.
@@ -117,6 +119,8 @@ fn adapters_do_what_their_cards_say() {
             text(&adapter),
             "--seq-len",
             "256",
+            "--threads",
+            THREADS,
         ]);
         let (with, base) = (report["loss"].as_f64().unwrap(), report["base"]["loss"].as_f64().unwrap());
         assert!(with < claim.loss * base, "{}: {report}", claim.name);
@@ -135,7 +139,7 @@ fn each_adapter_has_a_card_and_changes_answers() {
             assert!(card.contains(part), "`{}`: its card says nothing of `{part}`", adapter.display());
         }
         // One may well leave what it was not trained on as it was.
-        let tokens = |question: &str, with: Option<&Path>| answer(question, with, "2")["tokens"].clone();
+        let tokens = |question: &str, with: Option<&Path>| answer(question, with, THREADS)["tokens"].clone();
         let changed = |q: &&str| tokens(q, Some(adapter.as_path())) != tokens(q, None);
         assert!(QUESTIONS.iter().any(changed), "`{}` changes nothing", adapter.display());
     }
@@ -154,10 +158,10 @@ fn a_stock_llama_cpp_says_the_same_with_each_adapter() {
     let paths = adapters();
     for adapter in std::iter::once(None).chain(paths.iter().map(Some)) {
         let prompts = QUESTIONS.map(chatml);
-        let request = json!({"model": model(), "adapter": adapter, "prompts": prompts, "max_tokens": MAX_TOKENS, "threads": 2});
+        let request = json!({"model": model(), "adapter": adapter, "prompts": prompts, "max_tokens": MAX_TOKENS, "threads": 1});
         let report = stock(&request);
         for (question, theirs) in QUESTIONS.iter().zip(report["answers"].as_array().unwrap()) {
-            let ours = answer(question, adapter.map(PathBuf::as_path), "2");
+            let ours = answer(question, adapter.map(PathBuf::as_path), THREADS);
             let list = |answer: &Value, key: &str| answer[key].as_array().unwrap().clone();
             assert_eq!(ours["n_prompt"].as_u64().unwrap() as usize, list(theirs, "prompt_tokens").len());
             let (a, b) = (list(&ours, "tokens"), list(theirs, "tokens"));
