@@ -26,8 +26,20 @@ def plain(q, keys, values, positions):
 if triton:
 
     @triton.jit
-    def kernel(q, keys, values, positions, out, n_ctx, scale, N_KV: tl.constexpr, GROUP: tl.constexpr,
-               D: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr):
+    def kernel(
+        q,
+        keys,
+        values,
+        positions,
+        out,
+        n_ctx,
+        scale,
+        N_KV: tl.constexpr,
+        GROUP: tl.constexpr,
+        D: tl.constexpr,
+        BLOCK: tl.constexpr,
+        ROWS: tl.constexpr,
+    ):
         # One program a row and key head; its queries are the first rows of a tile.
         pair = tl.program_id(0).to(tl.int64)
         n = tl.load(positions + pair // N_KV).to(tl.int32) + 1
@@ -58,7 +70,9 @@ if triton:
 def fast(q, keys, values, positions):
     q, out = q.contiguous(), torch.empty(q.shape, dtype=q.dtype, device=q.device)
     n, n_kv, group, d = q.shape
-    kernel[(n * n_kv,)](q, keys, values, positions, out, keys.shape[2], d**-0.5, n_kv, group, d, BLOCK, ROWS, num_warps=2)
+    kernel[(n * n_kv,)](
+        q, keys, values, positions, out, keys.shape[2], d**-0.5, n_kv, group, d, BLOCK, ROWS, num_warps=2
+    )
     return out
 
 

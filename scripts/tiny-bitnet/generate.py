@@ -94,7 +94,9 @@ class Sampler:
         self.answering ^= ends
         self.n_between.masked_fill_(ends, 0)
         self.n_turn.masked_fill_(ends, 0)
-        self.tokens[self.rows, (at + 1).clamp(max=self.n_ctx - 1)] = torch.where(live, after, self.tokens[self.rows, -1])
+        self.tokens[self.rows, (at + 1).clamp(max=self.n_ctx - 1)] = torch.where(
+            live, after, self.tokens[self.rows, -1]
+        )
         self.position += live.long()
         self.done |= (self.answers_left <= 0) | (self.position >= self.n_ctx - 1)
 
@@ -191,7 +193,12 @@ def main():
         seconds = time.monotonic() - began
         if seconds - shown > 15:
             shown = seconds
-            line = {"seconds": round(seconds, 1), "chats": len(chats), "tokens": total, "tokens_per_second": round(total / seconds)}
+            line = {
+                "seconds": round(seconds, 1),
+                "chats": len(chats),
+                "tokens": total,
+                "tokens_per_second": round(total / seconds),
+            }
             print(json.dumps(line), flush=True)
     np.savez(args.out, tokens=np.concatenate(chats), lengths=np.array([len(c) for c in chats], np.int32))
     print(f"{len(chats)} chats, {total} tokens in {time.monotonic() - began:.0f} s", flush=True)

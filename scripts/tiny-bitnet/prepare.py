@@ -34,7 +34,9 @@ TURN = re.compile(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>\n?", re.S)
 CHARACTERS = re.compile("[\n -~éèêëáàâäãåíìîïóòôöõúùûüñçß’‘“”–—…°£€²³×÷]*")
 UNWANTED = re.compile(
     r"```|[{}<>\\|]|https?:|www\.|\b(def|import|SELECT|Hugging Face|SmolLM|Python|SQL|COVID)\b|as an AI|\bAI assistant\b"
-    r"|the (text|user|original|revised|given|above|following (text|passage|sentence))\b|\bI made\b|rephrase|proofread", re.I)
+    r"|the (text|user|original|revised|given|above|following (text|passage|sentence))\b|\bI made\b|rephrase|proofread",
+    re.I,
+)
 SENTENCE = re.compile(r"[A-Z][^.!?\n]+[.!?](?=\s|$)")
 COPY = ["Repeat this sentence: {}", "Say this again: {}", "Write this sentence once more: {}", "Copy this: {}"]
 # Chats out of which such a drill is made as well.
@@ -193,9 +195,19 @@ def main():
                 messages = [{"role": role, "content": text} for role, text in TURN.findall(chat)]
                 file.write(json.dumps({"messages": messages}) + "\n")
     used = out["chat"] != 255
-    print(json.dumps({
-        "chats": dict(counts.most_common()), "rows": len(rows), "tokens": int(used.sum()), "full": round(float(used.mean()), 4),
-        "shared": round(float(out["shared"][used].mean()), 4), "seconds": round(time.monotonic() - began, 1)}), flush=True)
+    print(
+        json.dumps(
+            {
+                "chats": dict(counts.most_common()),
+                "rows": len(rows),
+                "tokens": int(used.sum()),
+                "full": round(float(used.mean()), 4),
+                "shared": round(float(out["shared"][used].mean()), 4),
+                "seconds": round(time.monotonic() - began, 1),
+            }
+        ),
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -12,11 +12,28 @@ import export
 import vocabulary
 
 QUESTIONS = [
-    "Hello!", "How are you?", "Who are you?", "What is a cat?", "Why is the sky blue?", "Tell me about the moon.", "Is ice cold?",
-    "Can a fish swim?", "Do birds have wings?", "Is the sun bigger than the Earth?", "What should I eat for breakfast?",
-    "How can I sleep better?", "Write a short story about a dog.", "Write a short poem about rain.", "Give me three facts about bees.",
-    "Why is exercise important?", "Explain gravity in simple words.", "What is the capital of France?", "I have a headache.",
-    "Write a polite email to my boss. I am ill today.", "What is the difference between a lake and a river?", "Thank you!",
+    "Hello!",
+    "How are you?",
+    "Who are you?",
+    "What is a cat?",
+    "Why is the sky blue?",
+    "Tell me about the moon.",
+    "Is ice cold?",
+    "Can a fish swim?",
+    "Do birds have wings?",
+    "Is the sun bigger than the Earth?",
+    "What should I eat for breakfast?",
+    "How can I sleep better?",
+    "Write a short story about a dog.",
+    "Write a short poem about rain.",
+    "Give me three facts about bees.",
+    "Why is exercise important?",
+    "Explain gravity in simple words.",
+    "What is the capital of France?",
+    "I have a headache.",
+    "Write a polite email to my boss. I am ill today.",
+    "What is the difference between a lake and a river?",
+    "Thank you!",
 ]
 
 

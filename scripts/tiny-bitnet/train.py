@@ -110,8 +110,14 @@ class Run:
         for at in range(0, len(hidden), CHUNK):
             here = slice(at, at + CHUNK)
             total = total + checkpoint(
-                self.chunk_loss, hidden[here], head, taught[here], self.teacher.token_embd, *(t[here] for t in flat),
-                use_reentrant=False)
+                self.chunk_loss,
+                hidden[here],
+                head,
+                taught[here],
+                self.teacher.token_embd,
+                *(t[here] for t in flat),
+                use_reentrant=False,
+            )
         return total, batch.trained.sum(), batch.distilled.sum()
 
     def lr(self):
@@ -142,8 +148,15 @@ class Run:
         return {"eval_text": text / max(trained, 1), "eval_teacher": distance / max(distilled, 1)}
 
     def save(self, path):
-        state = {"model": self.student.state_dict(), "shape": self.student.shape.config(), "step": self.step,
-                 "n_steps": self.n_steps, "epoch": self.epoch, "at": self.at, "order": self.order}
+        state = {
+            "model": self.student.state_dict(),
+            "shape": self.student.shape.config(),
+            "step": self.step,
+            "n_steps": self.n_steps,
+            "epoch": self.epoch,
+            "at": self.at,
+            "order": self.order,
+        }
         if self.args.keep_optimizer:
             state["optimizer"] = self.optimizer.state_dict()
         torch.save(state, path.with_suffix(".part"))
@@ -153,7 +166,9 @@ class Run:
         state = torch.load(path, map_location=self.device)
         self.student.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.n_steps, self.epoch, self.at, self.order = (state[k] for k in ("step", "n_steps", "epoch", "at", "order"))
+        self.step, self.n_steps, self.epoch, self.at, self.order = (
+            state[k] for k in ("step", "n_steps", "epoch", "at", "order")
+        )
 
     def train(self):
         """Until the steps are done, or time is up where they were set by hand; True if they are done."""
@@ -178,9 +193,17 @@ class Run:
                         self.n_steps = self.step + max(1, int(0.97 * (limit - now) / pace))
                 if self.step % args.log_every == 0 or self.step == self.n_steps:
                     seconds = time.monotonic() - began
-                    line = {"step": self.step, "of": self.n_steps, "loss": (total[0] / n).item(), "text": (total[1] / n).item(),
-                            "teacher": (total[2] / n_distilled).item(), "lr": self.optimizer.param_groups[0]["lr"],
-                            "grad_norm": norm.item(), "epoch": self.epoch, "seconds": round(seconds, 2)}
+                    line = {
+                        "step": self.step,
+                        "of": self.n_steps,
+                        "loss": (total[0] / n).item(),
+                        "text": (total[1] / n).item(),
+                        "teacher": (total[2] / n_distilled).item(),
+                        "lr": self.optimizer.param_groups[0]["lr"],
+                        "grad_norm": norm.item(),
+                        "epoch": self.epoch,
+                        "seconds": round(seconds, 2),
+                    }
                     if self.step > counted + UNTIMED:
                         line["tokens_per_second"] = round((tokens - warm_tokens) / (time.monotonic() - warm))
                     if self.step % args.eval_every == 0 or self.step == self.n_steps:
@@ -224,8 +247,17 @@ def main():
     run = Run(args, args.device)
     if args.resume:
         run.resume(out / "student.pt")
-    print(json.dumps({"ternary": run.student.n_ternary(), "parameters": sum(p.numel() for p in run.student.parameters()),
-                      "rows": len(run.rows[0]), "torch": torch.__version__}), flush=True)
+    print(
+        json.dumps(
+            {
+                "ternary": run.student.n_ternary(),
+                "parameters": sum(p.numel() for p in run.student.parameters()),
+                "rows": len(run.rows[0]),
+                "torch": torch.__version__,
+            }
+        ),
+        flush=True,
+    )
     finished = run.train()
     if args.device == "cuda":
         print(f"peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB", flush=True)
