@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 #[path = "../llama-sys/build/patch.rs"]
 #[allow(dead_code)]
 mod patch;
+#[path = "common/pin.rs"]
+mod pin;
 
 const MAX_LINES: usize = 500;
 
@@ -237,19 +239,7 @@ fn no_todo_is_left() {
 
 #[test]
 fn patch_series_applies_to_the_pin() {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = std::process::Command::new(cargo)
-        .args(["metadata", "--locked", "--format-version=1", "--manifest-path"])
-        .arg(root().join("vendor/Cargo.toml"))
-        .output()
-        .expect("cargo runs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    let packages = metadata["packages"].as_array().expect("packages");
-    let pinned = packages.iter().find(|package| package["name"] == "llama-cpp-sys-2").expect("the pin");
-    let manifest = Path::new(pinned["manifest_path"].as_str().expect("a path"));
-    let source = manifest.with_file_name("llama.cpp");
-
+    let source = pin::llama_cpp();
     let mut patched = BTreeMap::new();
     for path in files(&root().join("patches"), &[".patch"]) {
         for change in patch::parse(&read(&path)).expect("a patch") {
