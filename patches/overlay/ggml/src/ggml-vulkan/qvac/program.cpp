@@ -30,7 +30,8 @@ struct push_constants {
 bool can_run(const vk_device & device) {
     return device->qvac_integer_dot && device->subgroup_arithmetic && device->subgroup_shuffle && device->subgroup_size_control &&
            device->subgroup_require_full_support && device->subgroup_size >= 8 && device->subgroup_size <= 64 &&
-           device->buffer_device_address && device->shader_int64 && device->qvac_int8 && device->properties.limits.maxComputeWorkGroupInvocations >= BLOCK_SIZE &&
+           device->buffer_device_address && device->shader_int64 && device->qvac_int8 &&
+           device->properties.limits.maxComputeWorkGroupInvocations >= BLOCK_SIZE &&
            device->properties.limits.maxComputeSharedMemorySize >= 32768;
 }
 
