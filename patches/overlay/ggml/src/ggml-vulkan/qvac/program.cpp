@@ -14,6 +14,10 @@ constexpr uint32_t BLOCK_SIZE = 512;
 constexpr uint32_t ROWS       = 2;
 constexpr uint32_t UNROLL     = 12;
 
+// Polls until a workgroup gives up: some seconds. Those of a CPU are quick, and its workgroups share its cores.
+constexpr uint32_t PATIENCE     = 1u << 22;
+constexpr uint32_t CPU_PATIENCE = 1u << 28;
+
 // The shader counts a head's workgroups in it, behind two words of its own.
 constexpr size_t CONTROL_BYTES = 4096;
 
@@ -70,10 +74,12 @@ void ggml_vk_qvac_load_program(vk_device & device, const vk_qvac_create_pipeline
         return;
     }
     const uint32_t is_alone = workgroups(device) == 1;
-    const bool     is_small = is_alone || device->properties.deviceType == vk::PhysicalDeviceType::eCpu; // slow to compile
+    const bool     is_cpu   = device->properties.deviceType == vk::PhysicalDeviceType::eCpu;
+    const bool     is_small = is_alone || is_cpu; // slow to compile
     const auto make = [&](vk_pipeline & pipeline, const char * name, uint64_t size, const void * data) {
         create(pipeline, name, size, data, 3, sizeof(push_constants), { 1, 1, 1 },
-               { BLOCK_SIZE, device->subgroup_size, ROWS, is_small ? 2u : UNROLL, is_alone }, device->subgroup_size);
+               { BLOCK_SIZE, device->subgroup_size, ROWS, is_small ? 2u : UNROLL, is_alone, is_cpu ? CPU_PATIENCE : PATIENCE },
+               device->subgroup_size);
     };
     vk_qvac_program_pipelines & pipelines = device->qvac->program;
     make(pipelines.by_type[0], "qvac_tq_program_tq1_0", qvac_tq_program_tq1_0_len, qvac_tq_program_tq1_0_data);

@@ -26,6 +26,7 @@ layout(constant_id = 1) const uint LANES      = 32; // of a lane group, which is
 layout(constant_id = 2) const uint ROWS       = 2;  // a lane group makes at a time; even
 layout(constant_id = 3) const uint UNROLL     = 12; // words of each row that a lane has under way
 layout(constant_id = 4) const uint ALONE      = 0;  // there is one workgroup, on a device where small code counts
+layout(constant_id = 5) const uint PATIENCE   = 1u << 22; // polls until a workgroup gives up
 
 layout(local_size_x_id = 0, local_size_y = 1, local_size_z = 1) in;
 
@@ -61,8 +62,6 @@ const uint PLANE      = 960;                      // words of the longest row, a
 const uint PRODUCT   = 0; // kinds of instructions
 const uint ATTENTION = 1;
 
-// Polls until a workgroup gives up: some seconds.
-const uint PATIENCE = 1u << 22;
 const uint GIVEN_UP = 1u << 31;
 
 // Words of an instruction (program.h): the common one, and a product's.
