@@ -6,10 +6,11 @@ mod common;
 use std::num::NonZeroU32;
 use std::path::Path;
 
+use common::numeric::float_context;
 use common::{nano_model, truncated, AdapterSpec, N_EMBD, N_VOCAB};
 use qvac_ft::llama::{
-    generate, Batch, Context, ContextParams, Error, FlashAttention, KvType, LoraAdapter, Model, ModelParams,
-    Sampler, SamplerParams, Stop, Vocab,
+    generate, Batch, Context, ContextParams, Error, LoraAdapter, Model, ModelParams, Sampler, SamplerParams,
+    Stop, Vocab,
 };
 
 /// Largest difference of a logit between one batch and one token at a time: the kernels for one column and for many add
@@ -21,15 +22,7 @@ fn cpu() -> ModelParams {
 }
 
 fn params() -> ContextParams {
-    ContextParams {
-        n_ctx: NonZeroU32::new(256),
-        n_batch: 64,
-        n_ubatch: 64,
-        n_threads: NonZeroU32::new(1),
-        flash_attention: FlashAttention::Off,
-        kv_type: KvType::F32,
-        ..ContextParams::default()
-    }
+    ContextParams { n_ctx: NonZeroU32::new(256), ..float_context() }
 }
 
 fn context(dir: &Path) -> Context {

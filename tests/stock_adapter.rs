@@ -9,15 +9,12 @@
 
 mod common;
 
-use common::real::{self, chatml, examples, qvac, smollm2, text};
+use common::real::{self, chatml, examples, qvac, smollm2, text, LEAST_MARGIN};
 use serde_json::{json, Value};
 
 /// Questions learnt by heart, of the first lines of the training data.
 const LEARNT: usize = 5;
 const MAX_TOKENS: usize = 40;
-/// Least factor between the best and the second-best token's probability. Kernels were seen to move log-probabilities by
-/// up to 0.2 in the base model; this is 1.1.
-const LEAST_MARGIN: f64 = 3.0;
 
 /// Greedy answers of the stock build, the last token's end of generation not among them.
 fn stock(request: &Value) -> Vec<Value> {

@@ -149,11 +149,9 @@ fn each_adapter_has_a_card_and_changes_answers() {
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 #[test]
 fn a_stock_llama_cpp_says_the_same_with_each_adapter() {
-    use common::real::{chatml, stock};
+    use common::real::{chatml, stock, LEAST_MARGIN};
     use serde_json::json;
 
-    /// Least factor between the best and the second-best token's probability; see `stock_adapter.rs`.
-    const LEAST_MARGIN: f64 = 3.0;
     let mut compared = 0;
     let paths = adapters();
     for adapter in std::iter::once(None).chain(paths.iter().map(Some)) {

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 import attention
+import compute
 import prompts
 import vocabulary
 from teacher import Teacher
@@ -178,14 +179,11 @@ def main():
     parser.add_argument("--user-temperature", type=float, default=0.8)
     parser.add_argument("--answer-temperature", type=float, default=0.5)
     parser.add_argument("--min-p", type=float, default=0.1)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--no-compile", dest="compile", action="store_false")
+    compute.add_arguments(parser)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     tokenizer = vocabulary.read(args.teacher)
-    dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
-    teacher = Teacher(args.teacher, n_ctx=args.n_ctx, dtype=dtype, device=args.device)
+    teacher = Teacher(args.teacher, n_ctx=args.n_ctx, dtype=compute.dtype(args.device), device=args.device)
     chats, total, began, shown = [], 0, time.monotonic(), 0
     for some in generate(teacher, tokenizer, args):
         chats += some
@@ -202,8 +200,7 @@ def main():
             print(json.dumps(line), flush=True)
     np.savez(args.out, tokens=np.concatenate(chats), lengths=np.array([len(c) for c in chats], np.int32))
     print(f"{len(chats)} chats, {total} tokens in {time.monotonic() - began:.0f} s", flush=True)
-    if args.device == "cuda":
-        print(f"peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB", flush=True)
+    compute.print_peak_memory(args.device)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+import compute
 import export
 import vocabulary
 
@@ -47,7 +48,7 @@ def answers(student, tokenizer, questions, n_ctx=160, device="cuda"):
     for row, ids in zip(tokens, given):
         row[: len(ids)] = torch.tensor(ids)
     positions = torch.arange(n_ctx, device=device).expand(len(given), -1)
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    dtype = compute.dtype(device)
     bias = torch.full((n_ctx, n_ctx), -torch.inf, dtype=dtype, device=device).triu(1)[None, None]
     n = torch.tensor([len(ids) for ids in given], device=device)
     for at in range(int(n.min()), n_ctx):

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+import compute
 import student as bitnet
 import teacher as smollm
 
@@ -65,7 +66,7 @@ def chunk_loss(hidden, head, teacher_hidden, teacher_head, targets, trained, dis
 class Run:
     def __init__(self, args, device):
         self.args, self.device = args, device
-        self.dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        self.dtype = compute.dtype(device)
         data = np.load(args.rows)
         put = lambda name: torch.from_numpy(data[name].astype(np.int32) if name == "tokens" else data[name]).to(device)
         arrays = [put(name) for name in ("tokens", "chat", "shared")]
@@ -230,9 +231,7 @@ def arguments():
     parser.add_argument("--log-every", type=int, default=50)
     parser.add_argument("--n-vocab", type=int, default=16384)
     parser.add_argument("--n-layer", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--no-compile", dest="compile", action="store_false")
+    compute.add_arguments(parser)
     parser.add_argument("--keep-optimizer", action="store_true", help="keep what `--resume` needs")
     parser.add_argument("--resume", action="store_true")
     return parser.parse_args()
@@ -259,8 +258,7 @@ def main():
         flush=True,
     )
     finished = run.train()
-    if args.device == "cuda":
-        print(f"peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB", flush=True)
+    compute.print_peak_memory(args.device)
     print("done" if finished else "stopped: time is up", flush=True)
 
 

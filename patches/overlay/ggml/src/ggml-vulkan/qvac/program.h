@@ -3,6 +3,7 @@
 // Runs of a generating graph's nodes as one dispatch (qvac_tq_program.comp): what fusion.cpp, program.cpp and
 // program_nodes.cpp need of each other.
 
+#include "ternary.h"
 #include "ternary_vec.h"
 
 // Heads and rows that the shader has room for. A longer context is upstream's, which reads it with all cores.
@@ -77,10 +78,9 @@ struct vk_qvac_program {
     std::vector<vk_qvac_program_instruction> code;
 
     // The graph that `code` is of, for when it comes again as it was.
-    uint64_t uid     = 0;
-    uint64_t weights = 0; // how often some had been written
-    int      begin   = 0;
-    int      count   = 0;
+    vk_qvac_known_graph graph;
+    int begin = 0;
+    int count = 0;
 
     std::vector<vk_qvac_program_instruction> uploaded; // what code_buffer has
     vk_buffer code_buffer, control, scratch;

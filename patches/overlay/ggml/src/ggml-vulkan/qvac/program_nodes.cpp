@@ -330,21 +330,19 @@ int ggml_vk_qvac_find_program(ggml_backend_vk_context * ctx, const ggml_cgraph *
         return 0;
     }
     program.cgraph = cgraph;
-    const uint64_t weights = ggml_vk_qvac_ternary_writes();
-    const bool     again   = cgraph->uid != 0 && program.uid == cgraph->uid && program.weights == weights && program.begin == begin;
-    if (!again) {
+    const vk_qvac_known_graph graph(cgraph);
+    if (!program.graph.is_same_as(graph) || program.begin != begin) {
         builder   b(ctx, cgraph, begin);
         const int count = b.build(program.searched);
         program.last = -1;
         if (count == 0) {
             return 0;
         }
-        program.code    = std::move(b.code);
-        program.type    = b.type;
-        program.uid     = cgraph->uid;
-        program.weights = weights;
-        program.begin   = begin;
-        program.count   = count;
+        program.code  = std::move(b.code);
+        program.type  = b.type;
+        program.begin = begin;
+        program.count = count;
+        program.graph = graph;
     }
     program.searched = begin + program.count;
     program.last     = program.searched - 1;

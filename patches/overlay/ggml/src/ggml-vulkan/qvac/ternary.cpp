@@ -168,14 +168,13 @@ bool ggml_vk_qvac_ternary_supported(const vk_device & device, const ggml_tensor 
 void ggml_vk_qvac_ternary_graph_begin(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph) {
     vk_qvac_ternary_state & state = ctx->qvac->ternary;
     state.quantized = nullptr;
-    const uint64_t writes = ggml_vk_qvac_ternary_writes();
-    if (cgraph->uid != 0 && state.uid == cgraph->uid && state.writes == writes) {
+    const vk_qvac_known_graph graph(cgraph);
+    if (state.scanned.is_same_as(graph)) {
         // As it was; to go over all nodes takes a noticeable part of a token.
         ggml_vk_qvac_unpack_graph_begin(ctx, std::move(state.unpack.unpackings));
         return;
     }
-    state.uid    = cgraph->uid;
-    state.writes = writes;
+    state.scanned = graph;
     ggml_vk_qvac_ternary_scan(ctx, cgraph);
     size_t needed = 0;
     std::vector<vk_qvac_unpacking> unpackings;

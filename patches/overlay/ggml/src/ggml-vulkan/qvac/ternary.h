@@ -52,14 +52,24 @@ struct vk_qvac_unpack_state {
     bool      ahead     = false;               // the next one is recorded, into the other slot
 };
 
+// A graph, and how often ternary weights had been written when it was met.
+struct vk_qvac_known_graph {
+    uint64_t uid    = 0; // 0: the scheduler does not tell graphs apart
+    uint64_t writes = 0;
+
+    vk_qvac_known_graph() = default;
+    explicit vk_qvac_known_graph(const ggml_cgraph * cgraph);
+
+    // Whether what was found in the one holds for the other.
+    bool is_same_as(const vk_qvac_known_graph & other) const { return uid != 0 && uid == other.uid && writes == other.writes; }
+};
+
 // With a backend context.
 struct vk_qvac_ternary_state {
     // Views whose weight has mixed scales: theirs, as found for this graph.
     std::unordered_map<const ggml_tensor *, qvac::tq_scales> views;
 
-    // The graph that was looked through last, and how often weights had been written.
-    uint64_t uid    = 0;
-    uint64_t writes = 0;
+    vk_qvac_known_graph scanned; // last
 
     // Tokens quantized for MUL_MAT lie in two slots that take turns. A product is always recorded before the next tokens
     // are quantized, into the other slot, and is waited for before those are multiplied: so it is over when its own slot
@@ -127,8 +137,6 @@ void ggml_vk_qvac_unpack_ahead(ggml_backend_vk_context * ctx, vk_context & subct
 void ggml_vk_qvac_ternary_scan(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph);
 // The host wrote into `tensor`.
 void ggml_vk_qvac_ternary_written(ggml_tensor * tensor);
-// How often that has been, of ternary tensors.
-uint64_t ggml_vk_qvac_ternary_writes();
 qvac::tq_scales ggml_vk_qvac_ternary_scales(const ggml_backend_vk_context * ctx, const ggml_tensor * w);
 
 // ternary.cpp

@@ -113,9 +113,7 @@ void ggml_vk_qvac_ternary_written(ggml_tensor * tensor) {
     }
 }
 
-uint64_t ggml_vk_qvac_ternary_writes() {
-    return writes;
-}
+vk_qvac_known_graph::vk_qvac_known_graph(const ggml_cgraph * cgraph) : uid(cgraph->uid), writes(::writes) {}
 
 tq_scales ggml_vk_qvac_ternary_scales(const ggml_backend_vk_context * ctx, const ggml_tensor * w) {
     const auto & views = ctx->qvac->ternary.views;

@@ -45,7 +45,8 @@ uint begin_key;
 uint end_key;
 uint value_lanes;       // a lane group adds up several values at a time, each in lanes of its own
 uint values_at_a_time;
-uint value_slice;       // a lane's
+uint value_slice;       // a lane's, and its place in it
+uint value_lane;
 
 void share_out_heads() {
     const uint keys = PARAM(keys);
@@ -59,6 +60,7 @@ void share_out_heads() {
     value_lanes      = min(PARAM(head) / 8, LANES);
     values_at_a_time = LANES / value_lanes;
     value_slice      = lane() / value_lanes;
+    value_lane       = lane() - value_slice * value_lanes;
 }
 
 uint key_head_of(const uint head) {
@@ -87,10 +89,9 @@ void ask_for_keys(const uint key_head, const uint t0) {
         }
     }
     words4_at cache = words4_at(ADDRESS(value_cache));
-    const uint lane_of_value = lane() - value_slice * value_lanes;
     [[unroll]] for (uint j = 0; j < PIECES; ++j) {
         const uint k     = j / SPLIT * values_at_a_time + value_slice;
-        const uint piece = lane_of_value + j % SPLIT * LANES;
+        const uint piece = value_lane + j % SPLIT * LANES;
         if (value_slice < values_at_a_time && k < KEYS && first + k < end_key && piece < n8) {
             value_pieces[j] = cache.v[(first + k) * (PARAM(value_stride) / 4) + key_head * n8 + piece];
         }
@@ -176,6 +177,11 @@ float top;             // the largest score
 float total;           // the sum of the weights
 float sums[SPLIT * 8]; // a lane's share of the sum of values
 
+// Of a score or a sum made with `score` for the largest, where `all` is the largest of all.
+float weight_of(const float score, const float all) {
+    return score > LOWEST ? exp(score - all) : 0.0;
+}
+
 // The new key is one lane group's first.
 void begin_sums(const bool has_newest) {
     const uint n = PARAM(head);
@@ -222,8 +228,8 @@ void add_keys() {
     score = mask > LOWEST ? score * FLOAT(scale) + mask : LOWEST;
 
     const float new_top = max(top, subgroupMax(score));
-    const float keep    = top > LOWEST ? exp(top - new_top) : 0.0;
-    const float mine    = score > LOWEST ? exp(score - new_top) : 0.0;
+    const float keep    = weight_of(top, new_top);
+    const float mine    = weight_of(score, new_top);
     if (part == 0) {
         weights[group() * KEYS + lane() / LANES_A_KEY] = mine;
     }
@@ -250,10 +256,6 @@ void add_keys() {
 
 // ---- the head
 
-float weight_of(const float top, const float all) {
-    return top > LOWEST ? exp(top - all) : 0.0;
-}
-
 void put_result(const uint head, const uint d, const float y) {
     floats_at(ADDRESS(y)).v[head * PARAM(head) + d] = y;
 }
@@ -274,7 +276,7 @@ void add_groups(const uint head) {
     }
     [[unroll]] for (uint s = 0; s < SPLIT; ++s) {
         if (value_slice < values_at_a_time) {
-            const uint at = (group() * values_at_a_time + value_slice) * width + lane() - value_slice * value_lanes;
+            const uint at = (group() * values_at_a_time + value_slice) * width + value_lane;
             [[unroll]] for (uint j = 0; j < 8; ++j) {
                 tokens[at + j * value_lanes] = floatBitsToUint(sums[s * 8 + j]);
             }
