@@ -50,6 +50,19 @@ pub(crate) fn init() {
     });
 }
 
+/// Exact arithmetic for all graphs of this process from here on: the same bits on every device (docs/exactness.md). Not to be
+/// changed between a graph's making and its computation.
+pub fn set_exact(exact: bool) {
+    // SAFETY: sets a flag that graphs' makers and devices read.
+    unsafe { llama_sys::ggml_set_exact(exact) }
+}
+
+/// Whether [`set_exact`] switched it on.
+pub fn is_exact() -> bool {
+    // SAFETY: reads a flag.
+    unsafe { llama_sys::ggml_is_exact() }
+}
+
 static PIPELINES: OnceLock<CString> = OnceLock::new();
 
 /// Keeps compiled GPU pipelines in files in `folder`, which is made when there are some. To be called before a device is

@@ -170,6 +170,12 @@ GGML_API struct ggml_tensor * ggml_attention_back(
         struct ggml_context * ctx, struct ggml_tensor * q, struct ggml_tensor * k, struct ggml_tensor * v,
         struct ggml_tensor * segments, struct ggml_tensor * fwd, struct ggml_tensor * dy, float scale);
 
+// Exact arithmetic (docs/exactness.md) for all graphs of this process from here on: the same bits on every device, by kernels of
+// their own. A device then supports no op that it has no such kernel for. Off at first; not to be changed while a graph is
+// computed, nor between a graph's making and its computation.
+GGML_API void ggml_set_exact(bool exact);
+GGML_API bool ggml_is_exact(void);
+
 // Whether `dev` is a GPU interface that the CPU imitates, such as Vulkan's lavapipe. Its ggml_backend_dev_type says GPU
 // (anything else would take it for the host's own CPU device or for an accelerator of it), yet it is slower than the CPU
 // backend: good for tests and to be chosen by name, never by default.

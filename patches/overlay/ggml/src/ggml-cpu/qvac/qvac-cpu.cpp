@@ -2,10 +2,12 @@
 
 #include "qvac-cpu.h"
 
+#include "exact.h"
 #include "fused.h"
 #include "ggml-cpu-impl.h"
 #include "ggml-train.h"
 #include "kernels.h"
+#include "qvac/exact-ops.h"
 
 static bool compute_train_op(const ggml_compute_params * params, ggml_tensor * dst) {
     switch (ggml_get_train_op(dst)) {
@@ -31,7 +33,15 @@ static size_t train_op_work_size(int n_tasks, const ggml_tensor * dst) {
     }
 }
 
+bool qvac_cpu_exact_supported(const ggml_tensor * op) {
+    return !ggml_is_exact() || ggml_exact_is_any(op) || qvac::exact_kernel_of(op) != nullptr;
+}
+
 bool qvac_cpu_compute_forward(const ggml_compute_params * params, ggml_tensor * dst) {
+    if (const qvac::exact_kernel * kernel = ggml_is_exact() ? qvac::exact_kernel_of(dst) : nullptr) {
+        kernel->compute(params, dst);
+        return true;
+    }
     switch (dst->op) {
         case GGML_OP_OUT_PROD:
             return qvac::out_prod(params, dst);
@@ -45,6 +55,9 @@ bool qvac_cpu_compute_forward(const ggml_compute_params * params, ggml_tensor * 
 }
 
 size_t qvac_cpu_work_size(int n_tasks, const ggml_tensor * dst) {
+    if (const qvac::exact_kernel * kernel = ggml_is_exact() ? qvac::exact_kernel_of(dst) : nullptr) {
+        return kernel->work_size ? kernel->work_size(n_tasks, dst) : 0;
+    }
     switch (dst->op) {
         case GGML_OP_OUT_PROD:
             return qvac::out_prod_work_size(n_tasks, dst);

@@ -21,6 +21,9 @@ size_t qvac_cpu_work_size(int n_tasks, const struct ggml_tensor * dst);
 // Whether OUT_PROD of these tensors is ours; the backend's `supports_op` asks.
 bool qvac_cpu_out_prod_supported(const struct ggml_tensor * dst);
 
+// Whether exact arithmetic, if it is on, has a kernel for this.
+bool qvac_cpu_exact_supported(const struct ggml_tensor * op);
+
 #ifdef __cplusplus
 }
 #endif

@@ -1,8 +1,10 @@
 // The hooks of qvac-vulkan.h: which ops are ours, and which file has them.
 
+#include "exact.h"
 #include "ops.h"
 
 #include "ggml-train.h"
+#include "qvac/exact-ops.h"
 
 namespace {
 
@@ -96,9 +98,14 @@ void ggml_vk_qvac_load_shaders(vk_device & device, const vk_qvac_create_pipeline
     ggml_vk_qvac_load_quantized_rows(device, create);
     ggml_vk_qvac_load_elementwise(device, create);
     ggml_vk_qvac_load_rope(device, create);
+    ggml_vk_qvac_load_exact(device, create);
 }
 
 vk_qvac_answer ggml_vk_qvac_supports_op(const vk_device & device, const ggml_tensor * op) {
+    if (ggml_is_exact() && !ggml_exact_is_any(op)) {
+        const vk_qvac_exact_kernel * kernel = ggml_vk_qvac_exact_kernel_of(op);
+        return kernel && kernel->supported(device, op) ? vk_qvac_answer::yes : vk_qvac_answer::no;
+    }
     if (!is_ours(op)) {
         return ggml_vk_qvac_beyond_upstream(device, op) ? vk_qvac_answer::no : vk_qvac_answer::upstream;
     }
@@ -162,14 +169,26 @@ void ggml_vk_qvac_synchronized(ggml_backend_vk_context * ctx) {
 }
 
 int ggml_vk_qvac_last_of_run(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph, int node_idx) {
-    const int count = ctx->device->disable_fusion ? 0 : ggml_vk_qvac_find_program(ctx, cgraph, node_idx);
+    const int count = ctx->device->disable_fusion || ggml_is_exact() ? 0 : ggml_vk_qvac_find_program(ctx, cgraph, node_idx);
     if (count > cgraph->n_nodes / 2) {
         ctx->qvac->submission.is_whole = true;
     }
     return count > 0 ? node_idx + count - 1 : node_idx;
 }
 
+// One node by itself, under its own name in GGML_VK_PERF_LOGGER's table.
+static bool fuse_nothing(ggml_backend_vk_context * ctx, const ggml_tensor * node, const char ** name) {
+    ctx->num_additional_fused_ops = 0;
+    if (node->op == GGML_OP_CUSTOM) {
+        *name = ggml_train_op_desc(node);
+    }
+    return true;
+}
+
 bool ggml_vk_qvac_fuse(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph, int node_idx, const char ** name, bool * elementwise) {
+    if (ggml_is_exact()) {
+        return fuse_nothing(ctx, cgraph->nodes[node_idx], name);
+    }
     if (ctx->qvac->program.cgraph == cgraph && ctx->qvac->program.last == node_idx) {
         ctx->num_additional_fused_ops = 0;
         *name = "TQ_PROGRAM";
@@ -204,12 +223,7 @@ bool ggml_vk_qvac_fuse(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph
     if (!is_ours(node)) {
         return false;
     }
-    // One node by itself, under its own name in GGML_VK_PERF_LOGGER's table.
-    ctx->num_additional_fused_ops = 0;
-    if (node->op == GGML_OP_CUSTOM) {
-        *name = ggml_train_op_desc(node);
-    }
-    return true;
+    return fuse_nothing(ctx, node, name);
 }
 
 void ggml_vk_qvac_written(ggml_tensor * tensor) {
@@ -217,6 +231,10 @@ void ggml_vk_qvac_written(ggml_tensor * tensor) {
 }
 
 bool ggml_vk_qvac_dispatch(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_cgraph * cgraph, int node_idx) {
+    if (const vk_qvac_exact_kernel * kernel = ggml_is_exact() ? ggml_vk_qvac_exact_kernel_of(cgraph->nodes[node_idx]) : nullptr) {
+        kernel->record(ctx, subctx, cgraph->nodes[node_idx]);
+        return true;
+    }
     if (ggml_vk_qvac_record_program(ctx, subctx, cgraph, node_idx) || ggml_vk_qvac_fused(ctx, subctx, cgraph, node_idx) ||
         ggml_vk_qvac_fused_quantize(ctx, subctx, cgraph, node_idx)) {
         return true;

@@ -65,6 +65,10 @@ size_t ggml_vk_qvac_alloc_padding(const ggml_tensor * tensor);
 // The host wrote into `tensor`.
 void ggml_vk_qvac_written(ggml_tensor * tensor);
 
+// Has the code of a kernel of exact arithmetic ask for denormals; `spirv` keeps what `info` then points to.
+void ggml_vk_qvac_float_controls(
+    const vk_device & device, const std::string & pipeline, std::vector<uint32_t> & spirv, vk::ShaderModuleCreateInfo & info);
+
 // What compiled pipelines are looked up in, or nothing; to be written to disk when a backend is freed.
 vk::PipelineCache ggml_vk_qvac_pipeline_cache(const vk_device & device);
 void ggml_vk_qvac_save_pipelines(const vk_device & device);

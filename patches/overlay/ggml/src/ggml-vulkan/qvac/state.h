@@ -4,6 +4,10 @@
 // change here compiles no file of upstream's again.
 
 #include "../ggml-vulkan-common.h"
+#include "exact_attention.h"
+#include "exact_elementwise.h"
+#include "exact_products.h"
+#include "exact_rows.h"
 #include "fusion_quantize.h"
 #include "program.h"
 #include "rows.h"
@@ -76,6 +80,10 @@ struct vk_qvac_device {
     vk_pipeline glu_back[2][2];       // of SWIGLU and of the squared ReLU; one value at a time, and four
     vk_pipeline attention[VK_QVAC_ATTENTION_KERNEL_COUNT][VK_QVAC_ATTENTION_WIDTHS];
     vk_pipeline attention_stats;
+    vk_qvac_exact_products exact_products;
+    vk_qvac_exact_attention exact_attention;
+    vk_qvac_exact_rows exact_rows;
+    vk_qvac_exact_elementwise exact_elementwise;
 };
 
 // With a backend context: how the graph being recorded goes to the device (submission.cpp).
