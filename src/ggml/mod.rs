@@ -16,6 +16,7 @@ mod map;
 mod ops;
 mod ops_fused;
 mod ops_train;
+mod ops_values;
 mod stream;
 mod tensor;
 
@@ -34,6 +35,7 @@ pub use host::peak_host_bytes;
 pub use map::FileMap;
 pub use ops::{Rope, RopeKind};
 pub use ops_fused::TERNARY_SUM_STEP;
+pub use ops_values::{Function, Gated};
 pub use tensor::{Element, Tensor};
 
 /// Makes the backends known, once per process. Statically linked ones register themselves; a `portable` build loads its

@@ -262,15 +262,14 @@ impl Context {
         self.op(1, &[a, ids], |c| unsafe { sys::ggml_get_rows(c, a.raw(), ids.raw()) })
     }
 
-    /// Writes the rows of `src` f32 `[n, m]` into `dst` `[n, n_rows]` at `ids` i32 `[m]`; the result is `dst`.
+    /// Writes the rows of `src` f32 `[n, m]` into `dst` `[n, n_rows]` at `ids` i32 or i64 `[m]`; the result is `dst`.
     pub fn set_rows(&self, dst: &Tensor, src: &Tensor, ids: &Tensor) -> Result<Tensor> {
         let (nd, ns) = (dst.ne(), src.ne());
         expect(src.dtype() == Dtype::F32 && ns[0] == nd[0] && ns[2..] == nd[2..], src, "set_rows", || {
             format!("f32[{}, m]", nd[0])
         })?;
-        expect(ids.dtype() == Dtype::I32 && ids.ne() == [ns[1], 1, 1, 1], ids, "set_rows", || {
-            format!("i32[{}]", ns[1])
-        })?;
+        let whole = matches!(ids.dtype(), Dtype::I32 | Dtype::I64);
+        expect(whole && ids.ne() == [ns[1], 1, 1, 1], ids, "set_rows", || format!("i32[{}]", ns[1]))?;
         expect(dst.is_contiguous() && src.is_contiguous(), src, "set_rows", || "contiguous tensors".into())?;
         // SAFETY: shapes and types were checked.
         self.op(1, &[dst, src, ids], |c| unsafe { sys::ggml_set_rows(c, dst.raw(), src.raw(), ids.raw()) })

@@ -22,6 +22,9 @@ bool ggml_exact_is_any(const struct ggml_tensor * op) {
         case GGML_OP_PERMUTE:
         case GGML_OP_TRANSPOSE:
             return true;
+        case GGML_OP_CONCAT:
+        case GGML_OP_REPEAT:
+            return true;
         case GGML_OP_DUP:
         case GGML_OP_CPY:
         case GGML_OP_CONT:

@@ -55,6 +55,13 @@ static void qvac_shaders() {
         string_to_spv("qvac_tq_rope_back_" + keep, "qvac_tq_rope_back.comp", {{"KEEP", keep}});
     }
     string_to_spv("qvac_rope",               "qvac_rope.comp",               {});
+    for (const std::string keep : { "2", "6", "14" }) {
+        string_to_spv("qvac_exact_rms_norm_" + keep, "qvac_exact_rms_norm.comp", {{"KEEP", keep}});
+        string_to_spv("qvac_exact_rms_norm_back_" + keep, "qvac_exact_rms_norm_back.comp", {{"KEEP", keep}});
+    }
+    for (const std::string name : { "sum_rows", "cross_entropy", "values", "glu_back", "adamw", "copy", "rope" }) {
+        string_to_spv("qvac_exact_" + name, "qvac_exact_" + name + ".comp", {});
+    }
     string_to_spv("qvac_binary",             "qvac_binary.comp",             {});
     for (const std::string rank : { "8", "16", "24" }) {
         string_to_spv("qvac_low_rank_project_long_" + rank, "qvac_low_rank_project_long.comp", {{"RR", rank}});
