@@ -1,6 +1,6 @@
 //! The functions of exact-math.h through the ops that are made of them: the same bits everywhere, and their errors against f64.
 //!
-//! Every 1021st float is taken, or with `QVAC_EXACT_MATH=all` each of them, in hours on a few cores. The errors are printed
+//! Every 1021st float is taken, or with `QVAC_EXACT_MATH=N` every Nth: all of them take an hour or so. The errors are printed
 //! (`--nocapture`); docs/exactness.md has those of all floats.
 
 use qvac_ft::ggml::{Context, Dtype, Function, Result, Tensor};
@@ -12,8 +12,10 @@ const CHUNK: usize = 1 << 20;
 
 /// Every float, or every so manyeth, a chunk at a time.
 fn floats() -> impl Iterator<Item = Vec<f32>> {
-    let all = std::env::var_os("QVAC_EXACT_MATH").is_some_and(|v| v == "all");
-    let stride = if all { 1 } else { 1021 };
+    let stride = match std::env::var("QVAC_EXACT_MATH") {
+        Ok(stride) => stride.parse().expect("QVAC_EXACT_MATH is a number"),
+        Err(_) => 1021,
+    };
     let bits =
         move |first: u64| (first..1 << 32).step_by(stride).take(CHUNK).map(|b| f32::from_bits(b as u32));
     (0..1u64 << 32).step_by(CHUNK * stride).map(move |first| bits(first).collect())
@@ -96,7 +98,7 @@ const TABLE: [Held; 9] = [
         low: -1e6,
         high: 1e6,
         class: Class::Absolute,
-        bound: 1e-7,
+        bound: 1.2e-7,
     },
     Held {
         name: "cos",
@@ -105,7 +107,7 @@ const TABLE: [Held; 9] = [
         low: -1e6,
         high: 1e6,
         class: Class::Absolute,
-        bound: 1e-7,
+        bound: 1.2e-7,
     },
     Held {
         name: "sigmoid",

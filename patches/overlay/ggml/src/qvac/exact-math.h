@@ -4,7 +4,7 @@
 // a root, an exponential or a fused multiply-add is its own. So everything here is made of the former, each rounded by
 // itself: C++ is compiled with -ffp-contract=off, GLSL has every result in a `precise` variable. Denormals are numbers.
 //
-// Errors, over all floats of the range that matters, are what `tests/exact_math.rs` holds them to.
+// Errors, over all floats of the range that matters, are what `tests/exact/math.rs` holds them to.
 
 #ifdef __cplusplus
 #pragma once
@@ -58,7 +58,7 @@ EXACT_FN float exact_div(const float a, const float b) {
     return y;
 }
 
-// 1/sqrt(x) within 2 ulp, for normal x > 0; infinity of a smaller one.
+// 1/sqrt(x) within 2 ulp, from 2^-125 on; within 3 for smaller normal x, infinity of what is smaller still.
 EXACT_FN float exact_rsqrt(const float x) {
     const uint bits = floatBitsToUint(x);
     precise float h = x * 0.5f;
@@ -88,14 +88,16 @@ EXACT_FN float exact_exp(const float x) {
     precise float a = x > 88.0f ? 88.0f : x;
     precise float z = a * 1.44269502f + 12582912.0f; // 1.5 * 2^23: what is added to it is rounded to an integer
     precise float n = z - 12582912.0f;
-    precise float r = a - n * 0.693145752f; // ln 2 in two parts; n times the first is exact
-    r = r - n * 1.42860677e-6f;
+    precise float h = a - n * 0.693145752f; // ln 2 in two parts; n times the first is exact
+    precise float c = n * 1.42860677e-6f;
+    precise float r = h - c;
     precise float q = 1.39263761e-3f * r + 8.36333353e-3f;
     q = q * r + 4.16665524e-2f;
     q = q * r + 1.66665763e-1f;
     q = q * r + 0.5f;
     precise float p = r * r;
-    p = p * q + r;
+    p = p * q - c; // not r's own rounding: it would be a quarter of an ulp
+    p = h + p;
     p = p + 1.0f;
     precise float y = p * uintBitsToFloat((floatBitsToUint(z) << 23) + 0x3f800000u);
     return x < -87.3f ? 0.0f : y;
