@@ -17,8 +17,8 @@ use crate::ggml::{peak_host_bytes, GgufFile};
 use crate::model::adapter::AdapterFile;
 use crate::model::{LoraConfig, Model};
 use crate::train::{
-    data_hash, latest_checkpoint, model_hash, steps_in, AdamW, Checkpoint, Cursor, Decay, Engine,
-    EngineConfig, EvalRecord, How, Observer, Report, RunConfig, Schedule, StepRecord, Stop, Trainer,
+    check_exact, data_hash, latest_checkpoint, model_hash, steps_in, AdamW, Checkpoint, Cursor, Decay,
+    Engine, EngineConfig, EvalRecord, How, Observer, Report, RunConfig, Schedule, StepRecord, Stop, Trainer,
 };
 
 /// Train a LoRA adapter on a file of chats
@@ -146,6 +146,9 @@ pub fn run(args: Args, ui: &Ui) -> anyhow::Result<Outcome> {
 
 fn train(args: &Args, ui: &Ui) -> anyhow::Result<Outcome> {
     let interrupt = Interrupt::install()?;
+    if args.network.machine.exact.exact {
+        check_exact(args.tokens.seq_len)?;
+    }
     let file = GgufFile::open(&args.network.model)?;
     let init = args.adapter.as_ref().map(AdapterFile::read).transpose()?;
     init.as_ref().map_or(Ok(()), |a| a.check_against(&file))?;
@@ -270,6 +273,7 @@ fn run_config(
         init_adapter: args.adapter.clone(),
         seq_len: args.tokens.seq_len,
         backward_limbs: args.backward.backward_limbs,
+        exact: args.network.machine.exact.exact,
         batch_tokens: o.batch_tokens.unwrap_or_else(|| default_batch(args.tokens.seq_len)),
         pack: if args.no_pack { PackMode::NoPack } else { PackMode::Pack },
         loss_on: args.tokens.loss_on.into(),

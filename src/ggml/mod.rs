@@ -16,6 +16,7 @@ mod map;
 mod ops;
 mod ops_fused;
 mod ops_train;
+mod replica;
 mod stream;
 mod tensor;
 
@@ -34,6 +35,8 @@ pub use host::peak_host_bytes;
 pub use map::FileMap;
 pub use ops::{Rope, RopeKind};
 pub use ops_fused::TERNARY_SUM_STEP;
+pub(crate) use replica::show;
+pub use replica::{Operation, Signature, Watch};
 pub use tensor::{Element, Tensor};
 
 /// Makes the backends known, once per process. Statically linked ones register themselves; a `portable` build loads its

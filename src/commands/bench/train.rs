@@ -12,7 +12,7 @@ use crate::commands::network::{
 };
 use crate::commands::ui::{Interrupt, Outcome, Problem, Ui};
 use crate::ggml::peak_host_bytes;
-use crate::train::{AdamW, EngineConfig};
+use crate::train::{check_exact, AdamW, EngineConfig};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -66,6 +66,9 @@ pub fn run(args: &Args, interrupt: Interrupt, ui: &Ui) -> anyhow::Result<Outcome
     if batch_tokens == 0 || batch_tokens % args.seq_len != 0 {
         let fact = format!("`--batch-tokens {batch_tokens}` is no multiple of `--seq-len {}`", args.seq_len);
         return Err(Problem::new(fact, format!("pass `--batch-tokens {}`", args.seq_len)).into());
+    }
+    if args.machine.exact.exact {
+        check_exact(args.seq_len)?;
     }
     let n_rows = batch_tokens / args.seq_len;
     let lora = args.lora.config()?;
