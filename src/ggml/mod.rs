@@ -53,6 +53,10 @@ pub(crate) fn init() {
     });
 }
 
+/// Changes whenever exact arithmetic gives other bits than before: a run does not go on in another version, and
+/// `tests/fixtures/exact/hashes.json` belongs to one.
+pub const EXACT_VERSION: u32 = 1;
+
 /// Exact arithmetic for all graphs of this process from here on: the same bits on every device (docs/exactness.md). Not to be
 /// changed between a graph's making and its computation.
 pub fn set_exact(exact: bool) {

@@ -37,9 +37,9 @@ pub struct RunConfig {
     pub init_adapter: Option<PathBuf>,
     /// 8-bit integers that a gradient is cut into before a ternary weight multiplies it.
     pub backward_limbs: i64,
-    /// The same bits on every device (docs/exactness.md).
+    /// The version of exact arithmetic (docs/exactness.md), if it is used.
     #[serde(default)]
-    pub exact: bool,
+    pub exact: Option<u32>,
     pub seq_len: usize,
     /// Tokens per optimizer step; a multiple of `seq_len`.
     pub batch_tokens: usize,
@@ -106,7 +106,7 @@ impl RunConfig {
             let expected = format!("a multiple of the sequence length, {}", self.seq_len);
             return config("batch-tokens", self.batch_tokens.to_string(), &expected);
         }
-        if self.exact {
+        if self.exact.is_some() {
             super::step::check_exact(self.seq_len)?;
         }
         if !(self.schedule.lr.is_finite() && self.schedule.lr > 0.0) {
@@ -206,7 +206,7 @@ mod tests {
             init_adapter: None,
             seq_len: 512,
             backward_limbs: 2,
-            exact: false,
+            exact: None,
             batch_tokens: 1024,
             pack: PackMode::Pack,
             loss_on: LossOn::Assistant,
@@ -245,7 +245,7 @@ mod tests {
             ("batch_tokens", |c| c.batch_tokens *= 2),
             ("pack", |c| c.pack = PackMode::NoPack),
             ("loss_on", |c| c.loss_on = LossOn::All),
-            ("exact", |c| c.exact = true),
+            ("exact", |c| c.exact = Some(1)),
             ("chat_template", |c| c.chat_template = Some("plain".into())),
         ];
         for (expected, edit) in edits {
@@ -292,7 +292,7 @@ mod tests {
 
     #[test]
     fn exact_rows_are_whole_segments() {
-        let exact = |seq_len| RunConfig { exact: true, seq_len, batch_tokens: seq_len, ..config() };
+        let exact = |seq_len| RunConfig { exact: Some(1), seq_len, batch_tokens: seq_len, ..config() };
         exact(96).validate().unwrap();
         let error = exact(80).validate().unwrap_err();
         assert!(matches!(error, Error::ExactRow { seq_len: 80 }), "{error}");
@@ -300,7 +300,7 @@ mod tests {
             crate::error::Hint::hint(&error).unwrap(),
             "pass `--seq-len 96`, or another multiple of 32"
         );
-        RunConfig { exact: false, ..exact(80) }.validate().unwrap();
+        RunConfig { exact: None, ..exact(80) }.validate().unwrap();
     }
 
     #[test]
@@ -308,7 +308,7 @@ mod tests {
         let run = tempfile::tempdir().unwrap();
         config().save(run.path()).unwrap();
         let path = run.path().join(FILE);
-        let text = std::fs::read_to_string(&path).unwrap().replace("  \"exact\": false,\n", "");
+        let text = std::fs::read_to_string(&path).unwrap().replace("  \"exact\": null,\n", "");
         assert!(!text.contains("exact"));
         std::fs::write(&path, text).unwrap();
         assert_eq!(RunConfig::load(run.path()).unwrap(), config());

@@ -74,10 +74,14 @@ impl Hint for Error {
                 let next = seq_len.next_multiple_of(EXACT_SEGMENT);
                 format!("pass `--seq-len {next}`, or another multiple of {EXACT_SEGMENT}")
             }
-            Self::OtherRun { field, stored, .. } if field == "exact" => match stored.as_str() {
-                "true" => "pass `--exact`, or choose another `--out`".into(),
-                _ => "leave out `--exact`, or choose another `--out`".into(),
-            },
+            Self::OtherRun { field, stored, asked, .. } if field == "exact" => {
+                match (stored.as_str(), asked.as_str()) {
+                    ("null", _) => "leave out `--exact`, or choose another `--out`".into(),
+                    (_, "null") => "pass `--exact`, or choose another `--out`".into(),
+                    _ => "go on with the version of this program that began it, or choose another `--out`"
+                        .into(),
+                }
+            }
             Self::OtherRun { .. } => "give the run's own settings, or choose another `--out`".into(),
             Self::RunExists { .. } => "pass `--resume` to go on with it, or choose another `--out`".into(),
             Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
