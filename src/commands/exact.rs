@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::ui::Ui;
 use crate::ggml::{self, Device, GgufFile};
-use crate::model;
+use crate::{model, train};
 
 /// Which arithmetic.
 #[derive(Debug, Clone, Copy, clap::Args)]
@@ -20,7 +20,16 @@ impl ExactArg {
         ggml::set_exact(self.exact);
     }
 
-    /// The same, for a model that libllama is to compute on `device` (the best, if none is named). Refuses here what libllama
+    /// Refuses what cannot be trained on exactly.
+    pub fn check_training(self, file: &GgufFile, seq_len: usize) -> anyhow::Result<()> {
+        if self.exact {
+            train::check_exact(seq_len)?;
+            model::check_exact_training(file)?;
+        }
+        Ok(())
+    }
+
+    /// [`Self::apply`], for a model that libllama is to compute on `device` (the best, if none is named). Refuses here what libllama
     /// would end the process for, and tells what it will move to the CPU.
     pub fn prepare(self, model: &Path, device: Option<&str>, ui: &Ui) -> anyhow::Result<()> {
         self.apply();

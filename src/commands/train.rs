@@ -17,8 +17,8 @@ use crate::ggml::{peak_host_bytes, GgufFile, EXACT_VERSION};
 use crate::model::adapter::AdapterFile;
 use crate::model::{LoraConfig, Model};
 use crate::train::{
-    check_exact, data_hash, latest_checkpoint, model_hash, steps_in, AdamW, Checkpoint, Cursor, Decay,
-    Engine, EngineConfig, EvalRecord, How, Observer, Report, RunConfig, Schedule, StepRecord, Stop, Trainer,
+    data_hash, latest_checkpoint, model_hash, steps_in, AdamW, Checkpoint, Cursor, Decay, Engine,
+    EngineConfig, EvalRecord, How, Observer, Report, RunConfig, Schedule, StepRecord, Stop, Trainer,
 };
 
 /// Train a LoRA adapter on a file of chats
@@ -146,10 +146,8 @@ pub fn run(args: Args, ui: &Ui) -> anyhow::Result<Outcome> {
 
 fn train(args: &Args, ui: &Ui) -> anyhow::Result<Outcome> {
     let interrupt = Interrupt::install()?;
-    if args.network.machine.exact.exact {
-        check_exact(args.tokens.seq_len)?;
-    }
     let file = GgufFile::open(&args.network.model)?;
+    args.network.machine.exact.check_training(&file, args.tokens.seq_len)?;
     let init = args.adapter.as_ref().map(AdapterFile::read).transpose()?;
     init.as_ref().map_or(Ok(()), |a| a.check_against(&file))?;
     let lora = lora_config(args, init.as_ref())?;

@@ -8,9 +8,10 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use super::bench::report::table;
+use super::exact::ExactArg;
 use super::ui::{Interrupt, Outcome, Progress, Ui};
 use crate::data::{Dataset, LossOn, Options, Sample};
-use crate::ggml::{self, Device};
+use crate::ggml::{self, Device, GgufFile};
 use crate::llama::{self, ModelParams};
 use crate::verify::{self, Check, Config, Kind, Observer, Pair, Place, Status, Tier};
 
@@ -112,15 +113,15 @@ fn check(args: &Args, ui: &Ui) -> anyhow::Result<Outcome> {
     let reference = Device::by_name(&args.against)?;
     let threads = args.threads.unwrap_or_else(|| llama::physical_cores() as usize);
     let of_itself = device.name() == reference.name();
+    if tier == Tier::T2 {
+        ExactArg { exact: true }.check_training(&GgufFile::open(&args.model)?, args.seq_len)?;
+    }
     let pair = Pair {
         model: &args.model,
         device: Place { device: device.clone(), threads },
         reference: Place { device: reference.clone(), threads: if of_itself { 1 } else { threads } },
         samples: &samples(args, ui)?,
     };
-    if tier == Tier::T2 {
-        crate::train::check_exact(args.seq_len)?;
-    }
     let config = Config {
         tier,
         seq_len: args.seq_len,
@@ -154,7 +155,7 @@ fn check(args: &Args, ui: &Ui) -> anyhow::Result<Outcome> {
         let (device, reference) = (pair.device.name(), pair.reference.name());
         ui.line(format_args!("{device} against {reference}: {pass} pass, {fail} fail, {skip} skipped"))?;
     }
-    Ok(if fail == 0 { Outcome::Done } else { Outcome::CheckFailed })
+    Ok(if report.holds() { Outcome::Done } else { Outcome::CheckFailed })
 }
 
 /// The data that was given, else the built-in sentences.

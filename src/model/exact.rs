@@ -1,12 +1,13 @@
-//! Whether libllama can compute a model in exact arithmetic. Asked first, because its scheduler ends the process over an
-//! operation that no device supports, and gives one that its device lacks to the CPU without a word.
+//! Whether a model can be computed in exact arithmetic. Of libllama this is asked first, because its scheduler ends the process
+//! over an operation that no device supports, and gives one that its device lacks to the CPU without a word.
 
 use std::collections::BTreeSet;
 
 use super::error::{Error, Result};
 use super::hparams::Hparams;
-use super::{arch, ARCHITECTURES};
+use super::{arch, survey, ARCHITECTURES};
 use crate::ggml::{self, Context, Device, Dtype, GgufFile, Tensor};
+use crate::parallel;
 
 /// Refuses a model that the CPU has no exact kernels for. What is left for the CPU to compute because `device` has none is
 /// the result, in words: the bits are the same.
@@ -40,6 +41,16 @@ pub fn check_exact_inference(file: &GgufFile, device: &Device) -> Result<Vec<Str
         }
     }
     Ok(on_cpu.into_iter().collect())
+}
+
+/// Refuses a model whose backward is not one of integers: a ternary tensor whose blocks differ in scale is multiplied as floats
+/// there, in an order of each device's own.
+pub fn check_exact_training(file: &GgufFile) -> Result<()> {
+    let ternary = survey::ternary(file, parallel::available(), &mut |_, _| {})?;
+    match ternary.and_then(|t| t.mixed_scales.into_iter().next()) {
+        Some(tensor) => Err(Error::ExactMixedScales { path: file.path().into(), tensor }),
+        None => Ok(()),
+    }
 }
 
 /// A product with each matrix, and attention over a cache: the operations whose kernels depend on the model.

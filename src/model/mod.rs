@@ -20,7 +20,7 @@ pub use adapter::AdapterFile;
 pub use arch::ARCHITECTURES;
 pub use block::{Forward, Net, Place};
 pub use error::{Error, Result};
-pub use exact::check_exact_inference;
+pub use exact::{check_exact_inference, check_exact_training};
 pub use hparams::Hparams;
 pub use lora::{Group, Lora, LoraConfig, Param, Slot, FLAT_ALIGN};
 pub use spec::{Activation, Architecture, BlockSpec, Target};

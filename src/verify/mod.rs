@@ -186,6 +186,19 @@ impl Report {
     pub fn count(&self, status: Status) -> usize {
         self.checks.iter().filter(|c| c.status == status).count()
     }
+
+    /// Whether nothing failed.
+    pub fn holds(&self) -> bool {
+        self.count(Status::Fail) == 0
+    }
+
+    /// An error if no check was more than skipped.
+    fn of_something(self) -> Result<Self> {
+        match self.count(Status::Pass) + self.count(Status::Fail) {
+            0 => Err(Error::NothingCompared { skipped: self.count(Status::Skip) }),
+            _ => Ok(self),
+        }
+    }
 }
 
 /// A run of comparisons.
@@ -231,9 +244,36 @@ pub fn verify(config: &Config, pair: &Pair, observer: &mut dyn Observer) -> Resu
     if config.tier == Tier::T2 {
         training::adapters(&mut session, &file)?;
     }
-    let report = session.report;
-    match report.count(Status::Pass) + report.count(Status::Fail) {
-        0 => Err(Error::NothingCompared { skipped: report.count(Status::Skip) }),
-        _ => Ok(report),
+    session.report.of_something()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checks(floats: &[(f32, f32)]) -> Report {
+        let check = |&(a, b): &(f32, f32)| {
+            Check::held(Kind::Op, "ADD", String::new(), Class::Exact, Comparison::of_floats(&[a], &[b]))
+        };
+        Report { checks: floats.iter().map(check).collect() }
+    }
+
+    #[test]
+    fn one_difference_is_enough() {
+        assert!(checks(&[(1.0, 1.0), (2.0, 2.0)]).of_something().unwrap().holds());
+        let report = checks(&[(1.0, 1.0), (2.0, 2.0000002)]).of_something().unwrap();
+        assert!(!report.holds());
+        assert_eq!([Status::Pass, Status::Fail, Status::Skip].map(|s| report.count(s)), [1, 1, 0]);
+    }
+
+    #[test]
+    fn nothing_compared_is_no_success() {
+        let skipped = Check::not_held(Kind::Op, "ADD", String::new(), Status::Skip, "no kernel".into());
+        for (checks, n) in [(Vec::new(), 0), (vec![skipped], 1)] {
+            match (Report { checks }).of_something() {
+                Err(Error::NothingCompared { skipped }) => assert_eq!(skipped, n),
+                other => panic!("{other:?}"),
+            }
+        }
     }
 }

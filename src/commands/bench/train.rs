@@ -12,7 +12,7 @@ use crate::commands::network::{
 };
 use crate::commands::ui::{Interrupt, Outcome, Problem, Ui};
 use crate::ggml::peak_host_bytes;
-use crate::train::{check_exact, AdamW, EngineConfig};
+use crate::train::{AdamW, EngineConfig};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -67,15 +67,13 @@ pub fn run(args: &Args, interrupt: Interrupt, ui: &Ui) -> anyhow::Result<Outcome
         let fact = format!("`--batch-tokens {batch_tokens}` is no multiple of `--seq-len {}`", args.seq_len);
         return Err(Problem::new(fact, format!("pass `--batch-tokens {}`", args.seq_len)).into());
     }
-    if args.machine.exact.exact {
-        check_exact(args.seq_len)?;
-    }
     let n_rows = batch_tokens / args.seq_len;
     let lora = args.lora.config()?;
     let machine = args.machine.open()?;
     let device = machine.backend.device();
     let source = args.source.ready(ui)?;
     let file = source.open()?;
+    args.machine.exact.check_training(&file, args.seq_len)?;
     let subject = Subject::new(&source, &file, device, machine.threads);
     let free_before = device.memory().0;
     let model = args.machine.load(&file, args.seq_len, &machine, ui)?;
