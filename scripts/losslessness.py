@@ -142,18 +142,18 @@ def fixture(network, path):
         sums = (integers.double() @ trits.double().T).round()
         assert torch.equal(sums, (integers.long() @ trits.long().T).double())
         sums = sums.float()
-        ours = sums * ((largest / 127) * scale)
-        # The formula of transformers' BitLinear, and the true value rounded once.
-        theirs = sums / ((127.0 / largest) / scale)
+        # In the order of docs/kernels.md; in that of transformers' BitLinear; and the true value, rounded once.
+        plain = sums * ((largest / 127) * scale)
+        other = sums / ((127.0 / largest) / scale)
         true = (sums.double() * largest.double() / 127 * scale.double()).float()
-        print(f"{name}: from PyTorch's {ulps(ours, theirs)} ulp, from the true value {ulps(ours, true)} "
-              f"(PyTorch's: {ulps(theirs, true)})")
+        print(f"{name}: {ulps(plain, true)} ulp from the true value, transformers' order {ulps(other, true)}; "
+              f"{ulps(plain, other)} from each other")
         layers[name] = {
             "x": bits(x),
             "integers": integers.int().flatten().tolist(),
             "sums": sums.int().flatten().tolist(),
-            "bitlinear": bits(theirs),
-            "once": bits(true),
+            "results": bits(plain),
+            "true": bits(true),
         }
     path.write_text(json.dumps({"torch": torch.__version__, "tokens": FIXTURE_TOKENS, "layers": layers}) + "\n")
 
