@@ -71,6 +71,7 @@ fn config(rows_per_step: usize, steps: u64, save_every: u64) -> RunConfig {
         init_adapter: None,
         seq_len: SEQ_LEN,
         backward_limbs: 2,
+        exact: None,
         batch_tokens: rows_per_step * SEQ_LEN,
         pack: PackMode::NoPack,
         loss_on: LossOn::Assistant,

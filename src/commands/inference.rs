@@ -9,6 +9,7 @@ use std::str::FromStr;
 use anyhow::Context as _;
 use clap::builder::RangedU64ValueParser;
 
+use super::exact::ExactArg;
 use super::ui::{Interrupt, Problem, Ui};
 use crate::data::{Message, Template};
 use crate::llama::{
@@ -37,6 +38,9 @@ pub struct ModelArgs {
     /// CPU threads; if not given one for each physical core, or a few beside a GPU
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u32>::new().range(1..=512))]
     pub threads: Option<u32>,
+
+    #[command(flatten)]
+    pub exact: ExactArg,
 
     /// Chat template: `chatml`, `llama3`, `gemma`, `zephyr`, `plain`, a Jinja file or its text; the model's own if not given
     #[arg(long, value_name = "TEMPLATE")]
@@ -121,6 +125,7 @@ impl ModelArgs {
         loading.message(self.model.display().to_string());
         let params = ModelParams::on(self.device.as_deref());
         let cannot = || format!("cannot load `{}`", self.model.display());
+        self.exact.prepare(&self.model, self.device.as_deref(), ui).with_context(cannot)?;
         let model = Model::load(&self.model, &params).with_context(cannot)?;
         ui.detail(format_args!("`{}` is on device `{}`", self.model.display(), model.device()));
         let mut adapters = Vec::with_capacity(self.adapters.len());

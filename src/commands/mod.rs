@@ -1,7 +1,7 @@
 //! One file per subcommand: flags, validated into a config, handed to an engine, its answer written out.
 //!
 //! Each file has `pub struct Args` (`clap::Args`) and `pub fn run(args: Args, ui: &Ui) -> anyhow::Result<Outcome>`.
-//! To add one: a new file here, a `pub mod` line, and one variant in `cli::Command`. `ui`, `inference` and `network` are no
+//! To add one: a new file here, a `pub mod` line, and one variant in `cli::Command`. `ui`, `exact`, `inference` and `network` are no
 //! commands but what commands share.
 
 pub mod bench;
@@ -11,6 +11,7 @@ pub mod convert;
 pub mod data;
 pub mod devices;
 pub mod eval;
+pub mod exact;
 pub mod export;
 pub mod generate;
 pub mod inference;
@@ -21,3 +22,4 @@ pub mod quantize;
 pub mod synth;
 pub mod train;
 pub mod ui;
+pub mod verify;

@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use clap::builder::{RangedI64ValueParser, RangedU64ValueParser};
 use clap::ValueEnum;
 
+use super::exact::ExactArg;
 use super::ui::{Problem, Ui};
 use crate::data::{Dataset, LossOn, Options};
 use crate::ggml::{self, Backend, Device, DeviceKind, Executor, GgufFile};
@@ -35,6 +36,9 @@ pub struct MachineArgs {
     /// CPU threads; one for each physical core if not given
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=512))]
     pub threads: Option<usize>,
+
+    #[command(flatten)]
+    pub exact: ExactArg,
 
     /// Compute on the CPU what the device cannot
     #[arg(long)]
@@ -156,6 +160,7 @@ pub struct Machine {
 impl MachineArgs {
     /// Opens the device.
     pub fn open(&self) -> anyhow::Result<Machine> {
+        self.exact.apply();
         let device = match &self.device {
             Some(name) => Device::by_name(name)?,
             None => Device::best()?,

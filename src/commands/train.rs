@@ -13,7 +13,7 @@ use super::network::{
 };
 use super::ui::{Interrupt, Outcome, Progress, Ui};
 use crate::data::{Dataset, PackMode};
-use crate::ggml::{peak_host_bytes, GgufFile};
+use crate::ggml::{peak_host_bytes, GgufFile, EXACT_VERSION};
 use crate::model::adapter::AdapterFile;
 use crate::model::{LoraConfig, Model};
 use crate::train::{
@@ -147,6 +147,7 @@ pub fn run(args: Args, ui: &Ui) -> anyhow::Result<Outcome> {
 fn train(args: &Args, ui: &Ui) -> anyhow::Result<Outcome> {
     let interrupt = Interrupt::install()?;
     let file = GgufFile::open(&args.network.model)?;
+    args.network.machine.exact.check_training(&file, args.tokens.seq_len)?;
     let init = args.adapter.as_ref().map(AdapterFile::read).transpose()?;
     init.as_ref().map_or(Ok(()), |a| a.check_against(&file))?;
     let lora = lora_config(args, init.as_ref())?;
@@ -270,6 +271,7 @@ fn run_config(
         init_adapter: args.adapter.clone(),
         seq_len: args.tokens.seq_len,
         backward_limbs: args.backward.backward_limbs,
+        exact: args.network.machine.exact.exact.then_some(EXACT_VERSION),
         batch_tokens: o.batch_tokens.unwrap_or_else(|| default_batch(args.tokens.seq_len)),
         pack: if args.no_pack { PackMode::NoPack } else { PackMode::Pack },
         loss_on: args.tokens.loss_on.into(),

@@ -28,8 +28,11 @@ pub enum Error {
     OutOfDeviceMemory { device: String, what: String, bytes: usize },
     #[error("tensor `{tensor}`: {op} expected {expected}, found {found}")]
     Shape { tensor: String, op: &'static str, expected: String, found: String },
-    #[error("tensor `{tensor}`: device `{device}` cannot compute {op} of {operands}")]
-    Unsupported { tensor: String, op: String, operands: String, device: String },
+    #[error(
+        "tensor `{tensor}`: device `{device}` cannot compute {op} of {operands}{}",
+        if *.exact { " in exact arithmetic" } else { "" }
+    )]
+    Unsupported { tensor: String, op: String, operands: String, device: String, exact: bool },
     #[error("device `{device}` failed to compute a graph: {reason}")]
     Compute { device: String, reason: String },
     #[error("`{}`: cannot {action}", .path.display())]
@@ -86,6 +89,10 @@ impl Hint for Error {
             Self::OutOfDeviceMemory { .. } => {
                 Some("pass a smaller `--micro-batch` or `--seq-len`, or choose another `--device`".into())
             }
+            Self::Unsupported { device, exact: true, .. } if device == "cpu" => Some(
+                "leave out `--exact`, or convert the model to a type that it knows (docs/exactness.md)"
+                    .into(),
+            ),
             Self::Unsupported { .. } => {
                 Some("pass `--allow-cpu-fallback`, or choose another `--device`".into())
             }

@@ -13,7 +13,7 @@ use std::rc::Rc;
 use llama_sys as sys;
 
 use super::stream::settle;
-use super::{ffi, Backend, Error, Graph, Result};
+use super::{ffi, Backend, Error, Graph, Result, Watch};
 
 /// Runs graphs on one device.
 pub struct Executor {
@@ -22,13 +22,20 @@ pub struct Executor {
     fallback: Option<Backend>,
     arenas: RefCell<Vec<Rc<Allocator>>>,
     schedulers: Cell<usize>,
+    watch: Option<Rc<dyn Watch>>,
 }
 
 impl Executor {
     /// An executor on `backend`; with `fallback`, a CPU's, for what `backend`'s device cannot compute.
     pub fn new(backend: &Backend, fallback: Option<&Backend>) -> Self {
         let (backend, fallback) = (backend.clone(), fallback.cloned());
-        Self { backend, fallback, arenas: RefCell::default(), schedulers: Cell::new(0) }
+        Self { backend, fallback, arenas: RefCell::default(), schedulers: Cell::new(0), watch: None }
+    }
+
+    /// The same, computing one operation after another, each shown to `watch` before and after. Graphs that are split
+    /// between two devices are not shown.
+    pub fn watched(self, watch: Rc<dyn Watch>) -> Self {
+        Self { watch: Some(watch), ..self }
     }
 
     pub fn backend(&self) -> &Backend {
@@ -69,6 +76,7 @@ impl Executor {
     /// only where a result is read; a graph that is split between two devices is waited for.
     pub fn compute(&self, plan: &Plan) -> Result<()> {
         match &plan.memory {
+            Memory::Arena(_) if self.watch.is_some() => self.compute_part(plan, 0, plan.graph.n_nodes()),
             Memory::Arena(_) => self.run(plan.graph.raw()),
             Memory::Scheduler(s) => {
                 // The scheduler copies between the devices and knows only of what it submitted itself.
@@ -95,11 +103,18 @@ impl Executor {
         if matches!(plan.memory, Memory::Scheduler(_)) {
             return Err(Error::SplitGraph);
         }
+        if let Some(watch) = &self.watch {
+            return plan.graph.nodes()[start..end].iter().zip(start..).try_for_each(|(op, i)| {
+                watch.before(op)?;
+                self.run(plan.part(i, i + 1)?)?;
+                watch.after(op)
+            });
+        }
         let view = plan.part(start, end)?;
         self.run(view)
     }
 
-    fn run(&self, graph: *mut sys::ggml_cgraph) -> Result<()> {
+    pub(super) fn run(&self, graph: *mut sys::ggml_cgraph) -> Result<()> {
         self.backend.submits()?;
         // SAFETY: a live graph whose tensors have memory that this backend can use. Graph, tensors and memory stay until
         // it is computed: what frees them waits.
@@ -129,6 +144,7 @@ impl Executor {
                     op: node.op_name(),
                     operands: node.sources().iter().map(|s| s.describe()).collect::<Vec<_>>().join(", "),
                     device: device.name().into(),
+                    exact: super::is_exact(),
                 });
             }
         }

@@ -17,6 +17,7 @@ mod ops;
 mod ops_fused;
 mod ops_train;
 mod ops_values;
+mod replica;
 mod stream;
 mod tensor;
 
@@ -36,6 +37,8 @@ pub use map::FileMap;
 pub use ops::{Rope, RopeKind};
 pub use ops_fused::TERNARY_SUM_STEP;
 pub use ops_values::{Function, Gated};
+pub(crate) use replica::show;
+pub use replica::{Operation, Signature, Watch};
 pub use tensor::{Element, Tensor};
 
 /// Makes the backends known, once per process. Statically linked ones register themselves; a `portable` build loads its
@@ -51,6 +54,10 @@ pub(crate) fn init() {
         }
     });
 }
+
+/// Changes whenever exact arithmetic gives other bits than before: a run does not go on in another version, and
+/// `tests/fixtures/exact/hashes.json` belongs to one.
+pub const EXACT_VERSION: u32 = 1;
 
 /// Exact arithmetic for all graphs of this process from here on: the same bits on every device (docs/exactness.md). Not to be
 /// changed between a graph's making and its computation.

@@ -253,6 +253,27 @@ impl Context {
         self.op(1, &[a, mask], |c| unsafe { sys::ggml_soft_max_ext(c, a.raw(), mask.raw(), scale, 0.0) })
     }
 
+    /// Attention over a cache: q f32 `[d, n_tokens, n_head]`, k and v `[d, n_kv, n_head_kv]`, mask f16 `[n_kv, n_tokens]` →
+    /// f32 `[d, n_head, n_tokens]`.
+    pub fn flash_attn_ext(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        mask: &Tensor,
+        scale: f32,
+    ) -> Result<Tensor> {
+        let (nq, nk, nm) = (q.ne(), k.ne(), mask.ne());
+        let fits = nq[0] == nk[0] && nq[2] % nk[2] == 0 && nk[3] == nq[3] && k.ne() == v.ne();
+        expect(fits, k, "flash_attn_ext", || format!("[{}, n_kv, n_head_kv] to go with the queries", nq[0]))?;
+        let fits = mask.dtype() == Dtype::F16 && mask.is_contiguous() && nm == [nk[1], nq[1], 1, 1];
+        expect(fits, mask, "flash_attn_ext", || format!("f16[{}, {}]", nk[1], nq[1]))?;
+        // SAFETY: shapes and types were checked.
+        self.op(1, &[q, k, v, mask], |c| unsafe {
+            sys::ggml_flash_attn_ext(c, q.raw(), k.raw(), v.raw(), mask.raw(), scale, 0.0, 0.0)
+        })
+    }
+
     /// Rows of `a` `[n, n_rows]` at `ids` i32 `[m]` → f32 `[n, m]`.
     pub fn get_rows(&self, a: &Tensor, ids: &Tensor) -> Result<Tensor> {
         expect(ids.dtype() == Dtype::I32 && ids.n_rows() == 1, ids, "get_rows", || "i32[m]".into())?;

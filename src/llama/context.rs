@@ -11,7 +11,9 @@ use llama_sys as sys;
 
 use super::ffi::guarded;
 use super::log::Mark;
+use super::watch::Slot;
 use super::{default_threads, Batch, Error, LoraAdapter, Model, Pos, Result, Token, Vocab};
+use crate::ggml;
 
 /// Whether attention is computed by the fused kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +48,8 @@ pub struct ContextParams {
     pub kv_type: KvType,
     /// Looked at while the CPU computes; once it is true, a decode stops with [`Error::Interrupted`].
     pub interrupt: Option<&'static AtomicBool>,
+    /// For [`Context::decode_watched`].
+    pub watched: bool,
 }
 
 impl ContextParams {
@@ -64,6 +68,7 @@ impl Default for ContextParams {
             flash_attention: FlashAttention::Auto,
             kv_type: KvType::F16,
             interrupt: None,
+            watched: false,
         }
     }
 }
@@ -83,6 +88,7 @@ pub struct Context {
     decoded: Mark,
     n_seq_max: u32,
     interrupt: Option<&'static AtomicBool>,
+    watch: Option<Box<Slot>>,
     feed: Batch,
 }
 
@@ -97,7 +103,8 @@ impl Drop for Context {
 }
 
 impl Context {
-    /// Makes a context for a model whose weights are loaded.
+    /// Makes a context for a model whose weights are loaded. In exact arithmetic its attention is the fused one over a
+    /// cache in f16, whatever the parameters say: that is what has exact kernels.
     pub fn new(model: &Model, params: &ContextParams) -> Result<Self> {
         if model.is_vocab_only() {
             return Err(Error::VocabOnly { path: model.path().to_owned() });
@@ -131,7 +138,11 @@ impl Context {
         let (n_threads, n_threads_batch) =
             params.n_threads.map_or_else(|| default_threads(model.device()), |n| (n.get(), n.get()));
         let most = |n: u32| i32::try_from(n).unwrap_or(i32::MAX).min(sys::GGML_MAX_N_THREADS as i32);
-        let kv_type = match params.kv_type {
+        let (flash_attention, kv_type) = match ggml::is_exact() {
+            true => (FlashAttention::On, KvType::F16),
+            false => (params.flash_attention, params.kv_type),
+        };
+        let kv_type = match kv_type {
             KvType::F32 => sys::GGML_TYPE_F32,
             KvType::F16 => sys::GGML_TYPE_F16,
         };
@@ -146,7 +157,7 @@ impl Context {
         raw_params.n_threads_batch = most(n_threads_batch);
         raw_params.type_k = kv_type;
         raw_params.type_v = kv_type;
-        raw_params.flash_attn_type = match params.flash_attention {
+        raw_params.flash_attn_type = match flash_attention {
             FlashAttention::Off => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
             FlashAttention::On => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
             FlashAttention::Auto => sys::LLAMA_FLASH_ATTN_TYPE_AUTO,
@@ -157,10 +168,14 @@ impl Context {
             raw_params.abort_callback = Some(is_set);
             raw_params.abort_callback_data = std::ptr::from_ref(flag).cast_mut().cast::<c_void>();
         }
+        let watch = params.watched.then(Box::<Slot>::default);
+        if let Some(slot) = &watch {
+            (raw_params.cb_eval, raw_params.cb_eval_user_data) = slot.callback();
+        }
 
         let _lock = model.lock_adapters();
         // SAFETY: the model is alive and has weights; it may be written to, which the lock makes exclusive. The flag
-        // behind `abort_callback_data` is static.
+        // behind `abort_callback_data` is static, the slot behind `cb_eval_user_data` lives as long as the context.
         let (raw, reason) = guarded(|err, err_size| unsafe {
             sys::qvac_llama_init_from_model(model.raw(), raw_params, err, err_size)
         });
@@ -179,6 +194,7 @@ impl Context {
             decoded: Mark::now(),
             n_seq_max: params.n_seq_max,
             interrupt: params.interrupt,
+            watch,
             feed: Batch::new(),
         })
     }
@@ -247,6 +263,15 @@ impl Context {
             },
             _ => Error::Decode { n_tokens: batch.len(), code, reason: reason.text() },
         })
+    }
+
+    /// The same, computing one operation after another, each shown to `watch` before and after. For contexts made with
+    /// [`ContextParams::watched`]; others show nothing.
+    pub fn decode_watched(&mut self, batch: &mut Batch, watch: &dyn ggml::Watch) -> Result<()> {
+        let Some(slot) = self.watch.take() else { return self.decode(batch) };
+        let decoded = slot.during(watch, || self.decode(batch));
+        self.watch = Some(slot);
+        decoded
     }
 
     /// Decodes the next tokens of sequence 0, in as many batches as that takes; only the last token has logits, and

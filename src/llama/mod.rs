@@ -16,6 +16,7 @@ mod model;
 mod sampler;
 mod threads;
 mod vocab;
+mod watch;
 
 pub use adapter::LoraAdapter;
 pub use backend::Backend;

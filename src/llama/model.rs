@@ -12,7 +12,7 @@ use llama_sys as sys;
 
 use super::ffi::guarded;
 use super::{Backend, Error, Result, Vocab};
-use crate::ggml::{Device, DeviceKind, GgufFile};
+use crate::ggml::{self, Device, DeviceKind, GgufFile};
 
 /// How a model is opened.
 #[derive(Debug, Clone)]
@@ -106,7 +106,8 @@ impl Model {
         raw_params.load_mode =
             if params.use_mmap { sys::LLAMA_LOAD_MODE_MMAP } else { sys::LLAMA_LOAD_MODE_NONE };
         raw_params.vocab_only = params.vocab_only;
-        raw_params.use_extra_bufts = params.repack;
+        // Repacked weights have kernels of their own, none of them exact.
+        raw_params.use_extra_bufts = params.repack && !ggml::is_exact();
         // Without a callback libllama prints dots through its log.
         raw_params.progress_callback = Some(go_on);
 

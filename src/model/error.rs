@@ -13,6 +13,10 @@ pub enum Error {
     Ggml(#[from] ggml::Error),
     #[error("`{}`: architecture `{found}` cannot be trained (supported: {supported})", .path.display())]
     Architecture { path: PathBuf, found: String, supported: String },
+    #[error("`{}`: architecture `{found}` has no exact arithmetic (supported: {supported})", .path.display())]
+    ExactArchitecture { path: PathBuf, found: String, supported: String },
+    #[error("`{}`: the blocks of tensor `{tensor}` differ in scale, and its backward is not exact then", .path.display())]
+    ExactMixedScales { path: PathBuf, tensor: String },
     #[error("`{}`: tensor `{tensor}` is missing", .path.display())]
     MissingTensor { path: PathBuf, tensor: String },
     #[error("`{}`: tensor `{tensor}` is not part of this architecture", .path.display())]
@@ -65,6 +69,10 @@ impl Hint for Error {
         match self {
             Self::Ggml(e) => e.hint(),
             Self::Rank { n_in, n_out, .. } => Some(format!("pass `--rank` of at most {}", n_in.min(n_out))),
+            Self::ExactArchitecture { .. } => Some("leave out `--exact`".into()),
+            Self::ExactMixedScales { .. } => Some(
+                "leave out `--exact`; inference and `verify --tier t1` are exact with this model, too".into(),
+            ),
             Self::UnknownTarget { .. } => Some("`--targets` takes a comma-separated list, or `all`".into()),
             Self::WeightType { .. } => Some("convert the model with llama.cpp's `llama-quantize`".into()),
             Self::AdapterArchitecture { .. } | Self::AdapterForeign { .. } | Self::AdapterShape { .. } => {

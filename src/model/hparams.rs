@@ -205,7 +205,7 @@ impl RopeParams {
             "none" | "linear" => 0.0,
             "yarn" => {
                 // `ggml_rope_ext` multiplies by the magnitude scale again; `llama_context` takes it out first.
-                let mscale = 0.1 * factor.ln() + 1.0;
+                let mscale = 0.1 * libm::logf(factor) + 1.0;
                 attn_factor *= mscale.max(1.0) / mscale;
                 1.0
             }

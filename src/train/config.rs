@@ -37,6 +37,9 @@ pub struct RunConfig {
     pub init_adapter: Option<PathBuf>,
     /// 8-bit integers that a gradient is cut into before a ternary weight multiplies it.
     pub backward_limbs: i64,
+    /// The version of exact arithmetic (docs/exactness.md), if it is used.
+    #[serde(default)]
+    pub exact: Option<u32>,
     pub seq_len: usize,
     /// Tokens per optimizer step; a multiple of `seq_len`.
     pub batch_tokens: usize,
@@ -102,6 +105,9 @@ impl RunConfig {
         if self.batch_tokens == 0 || self.batch_tokens % self.seq_len != 0 {
             let expected = format!("a multiple of the sequence length, {}", self.seq_len);
             return config("batch-tokens", self.batch_tokens.to_string(), &expected);
+        }
+        if self.exact.is_some() {
+            super::step::check_exact(self.seq_len)?;
         }
         if !(self.schedule.lr.is_finite() && self.schedule.lr > 0.0) {
             return config("lr", self.schedule.lr.to_string(), "a positive number");
@@ -200,6 +206,7 @@ mod tests {
             init_adapter: None,
             seq_len: 512,
             backward_limbs: 2,
+            exact: None,
             batch_tokens: 1024,
             pack: PackMode::Pack,
             loss_on: LossOn::Assistant,
@@ -223,7 +230,7 @@ mod tests {
     #[test]
     fn what_decides_the_result_makes_another_run() {
         type Edit = fn(&mut RunConfig);
-        let edits: [(&str, Edit); 15] = [
+        let edits: [(&str, Edit); 16] = [
             ("model_hash", |c| c.model_hash.push('0')),
             ("data_hash", |c| c.data_hash.push('0')),
             ("seed", |c| c.seed += 1),
@@ -238,6 +245,7 @@ mod tests {
             ("batch_tokens", |c| c.batch_tokens *= 2),
             ("pack", |c| c.pack = PackMode::NoPack),
             ("loss_on", |c| c.loss_on = LossOn::All),
+            ("exact", |c| c.exact = Some(1)),
             ("chat_template", |c| c.chat_template = Some("plain".into())),
         ];
         for (expected, edit) in edits {
@@ -280,5 +288,29 @@ mod tests {
             edit(&mut config);
             assert!(matches!(config.validate(), Err(Error::Config { field, .. }) if field == expected));
         }
+    }
+
+    #[test]
+    fn exact_rows_are_whole_segments() {
+        let exact = |seq_len| RunConfig { exact: Some(1), seq_len, batch_tokens: seq_len, ..config() };
+        exact(96).validate().unwrap();
+        let error = exact(80).validate().unwrap_err();
+        assert!(matches!(error, Error::ExactRow { seq_len: 80 }), "{error}");
+        assert_eq!(
+            crate::error::Hint::hint(&error).unwrap(),
+            "pass `--seq-len 96`, or another multiple of 32"
+        );
+        RunConfig { exact: None, ..exact(80) }.validate().unwrap();
+    }
+
+    #[test]
+    fn a_run_of_an_older_version_was_not_exact() {
+        let run = tempfile::tempdir().unwrap();
+        config().save(run.path()).unwrap();
+        let path = run.path().join(FILE);
+        let text = std::fs::read_to_string(&path).unwrap().replace("  \"exact\": null,\n", "");
+        assert!(!text.contains("exact"));
+        std::fs::write(&path, text).unwrap();
+        assert_eq!(RunConfig::load(run.path()).unwrap(), config());
     }
 }

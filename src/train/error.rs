@@ -6,6 +6,8 @@ use crate::data::Origin;
 use crate::error::Hint;
 use crate::{data, ggml, model};
 
+use super::step::EXACT_SEGMENT;
+
 /// Errors of the `train` layer.
 #[non_exhaustive]
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +26,8 @@ pub enum Error {
     NothingTrained { step: Option<u64>, records: Vec<Origin> },
     #[error("`{field}` is {found}, {expected} is needed")]
     Config { field: &'static str, found: String, expected: String },
+    #[error("exact training needs rows of a multiple of {EXACT_SEGMENT} tokens, found {seq_len}")]
+    ExactRow { seq_len: usize },
     #[error("cannot {action} `{}`", .path.display())]
     Io { action: &'static str, path: PathBuf, source: std::io::Error },
     #[error("`{}` is damaged: {reason}", .path.display())]
@@ -66,6 +70,18 @@ impl Hint for Error {
                 "look at the records named, or lower `--lr`; the last checkpoint is kept".into()
             }
             Self::NothingTrained { .. } => "pass `--loss-on all`, or drop the records".into(),
+            Self::ExactRow { seq_len } => {
+                let next = seq_len.next_multiple_of(EXACT_SEGMENT);
+                format!("pass `--seq-len {next}`, or another multiple of {EXACT_SEGMENT}")
+            }
+            Self::OtherRun { field, stored, asked, .. } if field == "exact" => {
+                match (stored.as_str(), asked.as_str()) {
+                    ("null", _) => "leave out `--exact`, or choose another `--out`".into(),
+                    (_, "null") => "pass `--exact`, or choose another `--out`".into(),
+                    _ => "go on with the version of this program that began it, or choose another `--out`"
+                        .into(),
+                }
+            }
             Self::OtherRun { .. } => "give the run's own settings, or choose another `--out`".into(),
             Self::RunExists { .. } => "pass `--resume` to go on with it, or choose another `--out`".into(),
             Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {

@@ -39,7 +39,7 @@ pub struct Evaluation {
 
 impl Evaluation {
     pub fn perplexity(&self) -> f64 {
-        self.loss.exp()
+        libm::exp(self.loss)
     }
 }
 
@@ -67,7 +67,8 @@ pub fn evaluate(
     for rows in rows.chunks(engine.config().n_rows) {
         let (batch, losses, scored) = losses_of(engine, rows, &data.samples, &tasks_of_sample)?;
         let n = batch.targets.len();
-        sum += losses[..n].iter().map(|&l| f64::from(l)).sum::<f64>();
+        // One by one in the order of the rows, whatever the micro-batches.
+        losses[..n].iter().for_each(|&l| sum += f64::from(l));
         n_tokens += n;
         let mut scores = losses[n..].iter();
         for task in scored {

@@ -34,5 +34,5 @@ pub use eval::{evaluate, Accuracy, Evaluation};
 pub use metrics::{EvalRecord, StepRecord};
 pub use optimizer::AdamW;
 pub use schedule::{Decay, Schedule};
-pub use step::{Engine, EngineConfig, Recompute, TrainingConfig};
+pub use step::{check_exact, Engine, EngineConfig, Recompute, TrainingConfig};
 pub use trainer::{steps_in, Observer, Report, Stop, Trainer};

@@ -1,4 +1,4 @@
-//! The learning rate over the steps of a run.
+//! The learning rate over the steps of a run: the same bits on every platform, whose own cosines differ.
 
 use serde::{Deserialize, Serialize};
 
@@ -38,7 +38,7 @@ impl Schedule {
         let done = ((step - self.warmup) as f64 / span).min(1.0);
         match self.decay {
             Decay::Linear => self.lr * (1.0 - done),
-            Decay::Cosine => self.lr * 0.5 * (1.0 + (std::f64::consts::PI * done).cos()),
+            Decay::Cosine => self.lr * 0.5 * (1.0 + libm::cos(std::f64::consts::PI * done)),
             Decay::Constant => self.lr,
         }
     }

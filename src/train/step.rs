@@ -7,13 +7,25 @@
 //!
 //! Nothing is allocated and no graph is built after [`Engine::new`].
 
-use crate::ggml::{Context, Dtype, Executor, Graph, Plan, Tensor};
+use crate::ggml::{self, Context, Dtype, Executor, Graph, Plan, Tensor};
 use crate::model::{Lora, LoraConfig, Model, Net, Place};
 
 use super::batch::{MicroBatch, Prediction};
 use super::error::{Error, Result};
 use super::loss::Head;
 use super::optimizer::{AdamW, Optimizer};
+
+/// Tokens over which an exact gradient is added up before it joins the others: rows are whole segments, so that it does not
+/// matter how they are spread over micro-batches.
+pub const EXACT_SEGMENT: usize = 32;
+
+/// Whether rows of `seq_len` tokens can be trained on in exact arithmetic.
+pub fn check_exact(seq_len: usize) -> Result<()> {
+    match seq_len % EXACT_SEGMENT {
+        0 => Ok(()),
+        _ => Err(Error::ExactRow { seq_len }),
+    }
+}
 
 /// Whether the backward computes a block's forward again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +90,9 @@ impl Engine {
     pub fn new(model: &Model, exec: Executor, config: EngineConfig) -> Result<Self> {
         let backend = exec.backend().clone();
         let train = config.training.is_some();
+        if train && ggml::is_exact() {
+            check_exact(config.seq_len)?;
+        }
         let lora = match &config.lora {
             Some(lora) => Some(Lora::new(lora, &model.weights, &backend, train)?),
             None => None,

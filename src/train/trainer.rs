@@ -173,7 +173,8 @@ impl Trainer<'_> {
                 let records = vec![self.origin_of(rows, batch.targets[bad].at as usize)];
                 return Err(Error::NonFinite { step: Some(step + 1), what: "the loss", records });
             }
-            sum += losses.iter().map(|&l| f64::from(l)).sum::<f64>();
+            // One by one in the order of the rows, whatever the micro-batches.
+            losses.iter().for_each(|&l| sum += f64::from(l));
         }
         let lr = self.config.schedule.lr_at(step);
         let grad_norm = self.engine.apply(step, lr)?;

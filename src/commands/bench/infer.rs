@@ -9,6 +9,7 @@ use serde_json::json;
 use super::report::{report, table, Subject};
 use super::source::SourceArgs;
 use crate::bench::{self, InferConfig, Test};
+use crate::commands::exact::ExactArg;
 use crate::commands::ui::{Interrupt, Outcome, Problem, Ui};
 use crate::ggml::{peak_host_bytes, Device, DeviceKind};
 use crate::llama::{self, ModelParams};
@@ -24,6 +25,9 @@ pub struct Args {
     /// Device to run on, as `devices` lists them; the first GPU if not given, else the CPU
     #[arg(long, value_name = "NAME")]
     device: Option<String>,
+
+    #[command(flatten)]
+    exact: ExactArg,
 
     /// CPU threads; if not given one for each physical core, or a few beside a GPU
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u32>::new().range(1..=512))]
@@ -70,6 +74,7 @@ pub fn run(args: &Args, interrupt: Interrupt, ui: &Ui) -> anyhow::Result<Outcome
     let n_threads = args.threads.unwrap_or_else(|| llama::default_threads(device.name()).0);
     let source = args.source.ready(ui)?;
     let path = source.path();
+    args.exact.prepare(path, Some(device.name()), ui)?;
     let subject = Subject::new(&source, &source.open()?, &device, n_threads as usize);
     let free_before = device.memory().0;
     let spinner = ui.spinner("load");

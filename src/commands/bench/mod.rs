@@ -2,7 +2,7 @@
 
 mod infer;
 mod kernels;
-mod report;
+pub(super) mod report;
 mod source;
 mod train;
 

@@ -73,6 +73,7 @@ pub fn run(args: &Args, interrupt: Interrupt, ui: &Ui) -> anyhow::Result<Outcome
     let device = machine.backend.device();
     let source = args.source.ready(ui)?;
     let file = source.open()?;
+    args.machine.exact.check_training(&file, args.seq_len)?;
     let subject = Subject::new(&source, &file, device, machine.threads);
     let free_before = device.memory().0;
     let model = args.machine.load(&file, args.seq_len, &machine, ui)?;
