@@ -83,7 +83,7 @@ struct tile_shape {
 // Every shape stays within 16 KiB of shared memory and 256 invocations.
 const tile_shape TILES[VK_QVAC_EXACT_TILE_COUNT] = {
     /* SQUARE   */ { 64, 64, 4, 4, 0 },
-    /* LARGE    */ { 128, 64, 8, 4, 0 },
+    /* LARGE    */ { 128, 64, 8, 8, 0 },
     /* NARROW_M */ { 8, 4, 2, 1, 8 },
     /* NARROW_T */ { 16, 8, 2, 2, 4 },
 };
@@ -92,10 +92,14 @@ const tile_shape TILES[VK_QVAC_EXACT_TILE_COUNT] = {
 constexpr int64_t NARROW_MAX   = 24;
 constexpr int64_t NARROW_MIN_K = 64;
 
-// Outputs of 32 lanes, by the number of tokens.
-constexpr uint32_t VEC_ROWS[VK_QVAC_EXACT_VECS] = { 4, 4, 2, 2 };
-constexpr uint32_t VEC_GROUPS                   = 8;
-constexpr int64_t  VEC_TOKENS_MAX               = 8;
+constexpr uint32_t VEC_GROUPS     = 8;
+constexpr int64_t  VEC_TOKENS_MAX = 8;
+
+// Outputs that 32 lanes make of each token, for 2^i tokens. A lane reads its segment piece by piece from a cache that those of all
+// rows have to fit in: on an H100 the 32000 x 2048 F16 weights of a head took 255 us with four rows, 99 with two.
+uint32_t vec_rows(ggml_type type, uint32_t i) {
+    return !ggml_is_quantized(type) ? (type == GGML_TYPE_F32 ? 1 : 2) : i < 2 ? 4 : 2;
+}
 
 constexpr uint32_t BLOCK_SIZE = 256;
 
@@ -214,7 +218,7 @@ bool fits_grid(const vk_device & device, uint64_t workgroups) {
 
 uint64_t product_workgroups(const vk_device & device, const product & p, int64_t batches) {
     if (is_vec(p)) {
-        return (uint64_t) batches * CEIL_DIV(p.M, (int64_t) (VEC_GROUPS * VEC_ROWS[VK_QVAC_EXACT_VECS - 1]));
+        return (uint64_t) batches * CEIL_DIV(p.M, (int64_t) VEC_GROUPS);
     }
     const tile_shape & tile = TILES[tile_of(device, p, batches)];
     return (uint64_t) batches * CEIL_DIV(p.M, (int64_t) tile.BM) * CEIL_DIV(p.T, (int64_t) tile.BN);
@@ -242,9 +246,9 @@ void record_product(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_ten
     const vk_subbuffer d   = ggml_vk_tensor_subbuffer(ctx, dst, true);
     const vk_subbuffer add = p.add ? ggml_vk_tensor_subbuffer(ctx, p.add, true) : d;
 
-    const bool a_along_k = a_is_along_k(p);
-    const bool b_along_k = b_is_along_k(p);
     const bool vec       = is_vec(p);
+    const bool a_along_k = a_is_along_k(p);
+    const bool b_along_k = vec || b_is_along_k(p); // lanes of few tokens go along k, whether b does or not
     const auto tile      = tile_of(ctx->device, p, dst->ne[2] * dst->ne[3]);
 
     const bool a_fours = ggml_is_quantized(p.a->type) ||
@@ -277,8 +281,8 @@ void record_product(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_ten
     uint64_t    workgroups = product_workgroups(ctx->device, p, batches);
     if (vec) {
         const uint32_t i = p.T == 1 ? 0 : p.T == 2 ? 1 : p.T <= 4 ? 2 : 3;
-        pipeline   = pipelines.vec[p.a->type][i][b_along_k][fours];
-        workgroups = (uint64_t) batches * CEIL_DIV(p.M, (int64_t) (VEC_GROUPS * VEC_ROWS[i]));
+        pipeline   = pipelines.vec[p.a->type][i][fours];
+        workgroups = (uint64_t) batches * CEIL_DIV(p.M, (int64_t) (VEC_GROUPS * vec_rows(p.a->type, i)));
     } else if (p.mode == VK_QVAC_EXACT_STORE) {
         pipeline = pipelines.tile[p.a->type][tile][a_along_k][b_along_k][fours];
     } else {
@@ -365,9 +369,9 @@ void ggml_vk_qvac_load_exact_products(vk_device & device, const vk_qvac_create_p
                     load_tile(create, pipelines.low_rank[mode][i][a][b][fours], s, TILES[i], a, b, fours, mode);
                 }
             }
-            for (uint32_t i = 0; i < VK_QVAC_EXACT_VECS && a; ++i) {
-                create(pipelines.vec[s.type][i][b][fours], s.names[2], s.sizes[2], s.data[2], 4, sizeof(product_push_constants),
-                       { 1, 1, 1 }, { BLOCK_SIZE, 1, b, fours, VK_QVAC_EXACT_STORE, VEC_ROWS[i], 1u << i }, 0);
+            for (uint32_t i = 0; i < VK_QVAC_EXACT_VECS && a && b; ++i) {
+                create(pipelines.vec[s.type][i][fours], s.names[2], s.sizes[2], s.data[2], 4, sizeof(product_push_constants),
+                       { 1, 1, 1 }, { BLOCK_SIZE, 1, 1, fours, VK_QVAC_EXACT_STORE, vec_rows(s.type, i), 1u << i }, 0);
             }
         }
         create(pipelines.get_rows[s.type], s.names[3], s.sizes[3], s.data[3], 3, sizeof(rows_push_constants), { 1, 1, 1 }, {}, 0);

@@ -29,7 +29,6 @@ struct vk_qvac_exact_products {
     // a along k, b along k, in fours
     vk_pipeline tile[GGML_TYPE_COUNT][VK_QVAC_EXACT_TILE_COUNT][2][2][2];
     vk_pipeline low_rank[VK_QVAC_EXACT_MODE_COUNT][VK_QVAC_EXACT_TILE_COUNT][2][2][2]; // but for STORE
-    // b along k, in fours
-    vk_pipeline vec[GGML_TYPE_COUNT][VK_QVAC_EXACT_VECS][2][2];
+    vk_pipeline vec[GGML_TYPE_COUNT][VK_QVAC_EXACT_VECS][2]; // in fours
     vk_pipeline get_rows[GGML_TYPE_COUNT];
 };
