@@ -5,10 +5,14 @@
 
 #[path = "../common/bench.rs"]
 mod bench;
+mod bits;
+mod definition;
 #[path = "../common/device.rs"]
 mod device;
 mod elementwise;
+mod low_rank;
 mod math;
+mod products;
 mod rope;
 mod rows;
 

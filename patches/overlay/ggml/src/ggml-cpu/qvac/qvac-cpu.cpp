@@ -4,6 +4,7 @@
 
 #include "exact.h"
 #include "fused.h"
+#include "ggml-backend.h"
 #include "ggml-cpu-impl.h"
 #include "ggml-train.h"
 #include "kernels.h"
@@ -34,6 +35,11 @@ static size_t train_op_work_size(int n_tasks, const ggml_tensor * dst) {
 }
 
 bool qvac_cpu_exact_supported(const ggml_tensor * op) {
+    // Upstream's kernels for weights that it repacked are asked before ours.
+    const ggml_tensor * w = op->src[0];
+    if (ggml_is_exact() && w && w->buffer && !ggml_backend_buffer_is_host(w->buffer)) {
+        return false;
+    }
     return !ggml_is_exact() || ggml_exact_is_any(op) || qvac::exact_kernel_of(op) != nullptr;
 }
 

@@ -79,5 +79,10 @@ static void qvac_shaders() {
         string_to_spv(name, name + ".comp", {{"COOPMAT", "1"}}, true, true);
 #endif
     }
+    for (const std::string type : { "f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q8_0", "q4_k", "q6_k", "tq1_0", "tq2_0" }) {
+        for (const std::string name : { "qvac_exact_product", "qvac_exact_product_narrow", "qvac_exact_product_vec", "qvac_exact_get_rows" }) {
+            string_to_spv(name + "_" + type, name + ".comp", {{"A_" + to_uppercase(type), "1"}});
+        }
+    }
     string_to_spv("qvac_attention_stats",    "qvac_attention_stats.comp",    {});
 }
