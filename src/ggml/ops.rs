@@ -253,6 +253,29 @@ impl Context {
         self.op(1, &[a, mask], |c| unsafe { sys::ggml_soft_max_ext(c, a.raw(), mask.raw(), scale, 0.0) })
     }
 
+    /// Attention of q f32 `[D, T, H]` over k and v `[D, n_keys, H_kv]`; mask f16 `[n_keys, T]` is added to the scores →
+    /// f32 `[D, H, T]`.
+    pub fn flash_attn_ext(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        mask: &Tensor,
+        scale: f32,
+    ) -> Result<Tensor> {
+        let (nq, nk) = (q.ne(), k.ne());
+        let keys = nk[0] == nq[0] && nq[2] % nk[2] == 0 && nq[3] == nk[3];
+        expect(keys, k, "flash_attn_ext", || format!("[{}, n_keys, a divisor of {}]", nq[0], nq[2]))?;
+        expect(v.ne() == nk && v.dtype() == k.dtype(), v, "flash_attn_ext", || k.describe())?;
+        let masks = mask.dtype() == Dtype::F16 && mask.is_contiguous() && mask.ne() == [nk[1], nq[1], 1, 1];
+        expect(masks, mask, "flash_attn_ext", || format!("contiguous f16 [{}, {}]", nk[1], nq[1]))?;
+        [q, k, v].into_iter().try_for_each(|t| expect_rows(t, "flash_attn_ext"))?;
+        // SAFETY: shapes, types and contiguity were checked.
+        self.op(1, &[q, k, v, mask], |c| unsafe {
+            sys::ggml_flash_attn_ext(c, q.raw(), k.raw(), v.raw(), mask.raw(), scale, 0.0, 0.0)
+        })
+    }
+
     /// Rows of `a` `[n, n_rows]` at `ids` i32 `[m]` → f32 `[n, m]`.
     pub fn get_rows(&self, a: &Tensor, ids: &Tensor) -> Result<Tensor> {
         expect(ids.dtype() == Dtype::I32 && ids.n_rows() == 1, ids, "get_rows", || "i32[m]".into())?;
