@@ -253,8 +253,8 @@ impl Context {
         self.op(1, &[a, mask], |c| unsafe { sys::ggml_soft_max_ext(c, a.raw(), mask.raw(), scale, 0.0) })
     }
 
-    /// Attention over a cache: q f32 `[d, n_tokens, n_head]`, k and v `[d, n_kv, n_head_kv]`, mask f16 `[n_kv, n_tokens]` →
-    /// f32 `[d, n_head, n_tokens]`.
+    /// Attention of q f32 `[D, T, H]` over k and v `[D, n_keys, H_kv]`; mask f16 `[n_keys, T]` is added to the scores →
+    /// f32 `[D, H, T]`.
     pub fn flash_attn_ext(
         &self,
         q: &Tensor,
@@ -263,12 +263,14 @@ impl Context {
         mask: &Tensor,
         scale: f32,
     ) -> Result<Tensor> {
-        let (nq, nk, nm) = (q.ne(), k.ne(), mask.ne());
-        let fits = nq[0] == nk[0] && nq[2] % nk[2] == 0 && nk[3] == nq[3] && k.ne() == v.ne();
-        expect(fits, k, "flash_attn_ext", || format!("[{}, n_kv, n_head_kv] to go with the queries", nq[0]))?;
-        let fits = mask.dtype() == Dtype::F16 && mask.is_contiguous() && nm == [nk[1], nq[1], 1, 1];
-        expect(fits, mask, "flash_attn_ext", || format!("f16[{}, {}]", nk[1], nq[1]))?;
-        // SAFETY: shapes and types were checked.
+        let (nq, nk) = (q.ne(), k.ne());
+        let keys = nk[0] == nq[0] && nq[2] % nk[2] == 0 && nq[3] == nk[3];
+        expect(keys, k, "flash_attn_ext", || format!("[{}, n_keys, a divisor of {}]", nq[0], nq[2]))?;
+        expect(v.ne() == nk && v.dtype() == k.dtype(), v, "flash_attn_ext", || k.describe())?;
+        let masks = mask.dtype() == Dtype::F16 && mask.is_contiguous() && mask.ne() == [nk[1], nq[1], 1, 1];
+        expect(masks, mask, "flash_attn_ext", || format!("contiguous f16 [{}, {}]", nk[1], nq[1]))?;
+        [q, k, v].into_iter().try_for_each(|t| expect_rows(t, "flash_attn_ext"))?;
+        // SAFETY: shapes, types and contiguity were checked.
         self.op(1, &[q, k, v, mask], |c| unsafe {
             sys::ggml_flash_attn_ext(c, q.raw(), k.raw(), v.raw(), mask.raw(), scale, 0.0, 0.0)
         })

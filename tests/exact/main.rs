@@ -3,6 +3,8 @@
 //!
 //! The whole program is exact: [`same`] and [`same_bytes`] switch it on, and nothing switches it off. A new family of ops: one file.
 
+mod attention;
+mod attention_bench;
 #[path = "../common/bench.rs"]
 mod bench;
 mod bits;

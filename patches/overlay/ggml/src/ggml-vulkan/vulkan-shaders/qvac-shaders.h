@@ -85,4 +85,12 @@ static void qvac_shaders() {
         }
     }
     string_to_spv("qvac_attention_stats",    "qvac_attention_stats.comp",    {});
+    for (const std::string name : { "", "_back_q", "_back_kv", "_delta", "_join" }) {
+        string_to_spv("qvac_exact_attention" + name, "qvac_exact_attention" + name + ".comp", {});
+    }
+    for (const std::string type : { "f32", "f16" }) {
+        const std::map<std::string, std::string> defines = {{"KV_" + to_uppercase(type), "1"}};
+        string_to_spv("qvac_exact_attention_cache_" + type, "qvac_exact_attention.comp", merge_maps(defines, {{"CACHE", "1"}}));
+        string_to_spv("qvac_exact_attention_few_" + type, "qvac_exact_attention_few.comp", defines);
+    }
 }
