@@ -11,9 +11,9 @@ pub const PATTERN: f32 = -12345.5;
 
 /// One op on one device: inputs, the op's context, and the run.
 pub struct Bench {
-    inputs: Context,
+    pub inputs: Context,
     pub ops: Context,
-    exec: Executor,
+    pub exec: Executor,
     uploads: Vec<(Tensor, Vec<u8>)>,
 }
 
@@ -142,7 +142,7 @@ impl Bench {
         result.to_vec()
     }
 
-    fn finish(&self, graph: Graph) {
+    pub fn finish(&self, graph: Graph) {
         for (tensor, bytes) in &self.uploads {
             tensor.upload_bytes(0, bytes).unwrap();
         }

@@ -22,11 +22,13 @@ fn layout(t: &mut Bench, ne: [i64; 3], values: &[f32], permuted: bool) -> Tensor
     t.ops.permute(&x, [0, 2, 1, 3]).unwrap()
 }
 
+type Unary = fn(&Context, &Tensor) -> Result<Tensor>;
 type Binary = fn(&Context, &Tensor, &Tensor) -> Result<Tensor>;
+type Reference = fn(f64, f64) -> f64;
 
 #[test]
 fn arithmetic() {
-    let ops: [(&str, Binary, fn(f64, f64) -> f64); 4] = [
+    let ops: [(&str, Binary, Reference); 4] = [
         ("add", Context::add, |a, b| a + b),
         ("sub", Context::sub, |a, b| a - b),
         ("mul", Context::mul, |a, b| a * b),
@@ -88,7 +90,7 @@ fn arithmetic_in_place() {
 fn of_one_operand() {
     for ne in SHAPES {
         let x = odd(27, n_of(ne));
-        let ops: [(&str, fn(&Context, &Tensor) -> Result<Tensor>); 12] = [
+        let ops: [(&str, Unary); 12] = [
             ("sqr", |c, x| c.sqr(x)),
             ("scale", |c, x| c.scale(x, 0.7)),
             ("scale_bias", |c, x| c.scale_bias(x, 0.7, -0.3)),
@@ -250,8 +252,7 @@ fn copies_between_types() {
                 let to = t.bytes(Dtype::F16, &[n as i64], vec![0; 2 * n]);
                 let x = layout(&mut t, ne, &x, permuted);
                 let y = t.ops.cpy(&x, &to).unwrap();
-                let bytes = t.run_then_read_bytes(&y, &to);
-                bytes
+                t.run_then_read_bytes(&y, &to)
             });
             if !permuted {
                 for (i, (h, &x)) in got.chunks(2).zip(&x).enumerate() {
