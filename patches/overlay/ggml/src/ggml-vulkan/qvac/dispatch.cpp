@@ -169,7 +169,7 @@ void ggml_vk_qvac_synchronized(ggml_backend_vk_context * ctx) {
 }
 
 int ggml_vk_qvac_last_of_run(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph, int node_idx) {
-    const int count = ctx->device->disable_fusion || ggml_is_exact() ? 0 : ggml_vk_qvac_find_program(ctx, cgraph, node_idx);
+    const int count = ctx->device->disable_fusion ? 0 : ggml_vk_qvac_find_program(ctx, cgraph, node_idx);
     if (count > cgraph->n_nodes / 2) {
         ctx->qvac->submission.is_whole = true;
     }
@@ -186,13 +186,13 @@ static bool fuse_nothing(ggml_backend_vk_context * ctx, const ggml_tensor * node
 }
 
 bool ggml_vk_qvac_fuse(ggml_backend_vk_context * ctx, const ggml_cgraph * cgraph, int node_idx, const char ** name, bool * elementwise) {
-    if (ggml_is_exact()) {
-        return fuse_nothing(ctx, cgraph->nodes[node_idx], name);
-    }
     if (ctx->qvac->program.cgraph == cgraph && ctx->qvac->program.last == node_idx) {
         ctx->num_additional_fused_ops = 0;
         *name = "TQ_PROGRAM";
         return true;
+    }
+    if (ggml_is_exact()) {
+        return fuse_nothing(ctx, cgraph->nodes[node_idx], name);
     }
     if (ggml_vk_qvac_fuse_generation(ctx, cgraph, node_idx, name, elementwise)) {
         ctx->qvac->submission.generates = true;
@@ -231,12 +231,14 @@ void ggml_vk_qvac_written(ggml_tensor * tensor) {
 }
 
 bool ggml_vk_qvac_dispatch(ggml_backend_vk_context * ctx, vk_context & subctx, ggml_cgraph * cgraph, int node_idx) {
+    if (ggml_vk_qvac_record_program(ctx, subctx, cgraph, node_idx)) {
+        return true;
+    }
     if (const vk_qvac_exact_kernel * kernel = ggml_is_exact() ? ggml_vk_qvac_exact_kernel_of(cgraph->nodes[node_idx]) : nullptr) {
         kernel->record(ctx, subctx, cgraph->nodes[node_idx]);
         return true;
     }
-    if (ggml_vk_qvac_record_program(ctx, subctx, cgraph, node_idx) || ggml_vk_qvac_fused(ctx, subctx, cgraph, node_idx) ||
-        ggml_vk_qvac_fused_quantize(ctx, subctx, cgraph, node_idx)) {
+    if (ggml_vk_qvac_fused(ctx, subctx, cgraph, node_idx) || ggml_vk_qvac_fused_quantize(ctx, subctx, cgraph, node_idx)) {
         return true;
     }
     ggml_tensor * node = cgraph->nodes[node_idx];

@@ -84,6 +84,8 @@ void ggml_vk_qvac_load_program(vk_device & device, const vk_qvac_create_pipeline
     vk_qvac_program_pipelines & pipelines = device->qvac->program;
     make(pipelines.by_type[0], "qvac_tq_program_tq1_0", qvac_tq_program_tq1_0_len, qvac_tq_program_tq1_0_data);
     make(pipelines.by_type[1], "qvac_tq_program_tq2_0", qvac_tq_program_tq2_0_len, qvac_tq_program_tq2_0_data);
+    make(pipelines.exact_by_type[0], "qvac_exact_program_tq1_0", qvac_exact_program_tq1_0_len, qvac_exact_program_tq1_0_data);
+    make(pipelines.exact_by_type[1], "qvac_exact_program_tq2_0", qvac_exact_program_tq2_0_len, qvac_exact_program_tq2_0_data);
 }
 
 size_t ggml_vk_qvac_alloc_padding(const ggml_tensor * tensor) {
@@ -146,7 +148,8 @@ bool ggml_vk_qvac_record_program(ggml_backend_vk_context * ctx, vk_context & sub
         program.uploaded = program.code;
         wait();
     }
-    vk_pipeline &        pipeline = ctx->device->qvac->program.by_type[program.type];
+    const vk_qvac_program_pipelines & pipelines = ctx->device->qvac->program;
+    vk_pipeline          pipeline = (program.is_exact ? pipelines.exact_by_type : pipelines.by_type)[program.type];
     const push_constants pc       = { (uint32_t) program.code.size() };
     ggml_pipeline_request_descriptor_sets(ctx, pipeline, 1);
     ggml_vk_dispatch_pipeline(ctx, subctx, pipeline,

@@ -13,9 +13,10 @@ constexpr int64_t VK_QVAC_PROGRAM_MAX_KEYS   = 2048;
 constexpr int64_t VK_QVAC_PROGRAM_MAX_ROW    = 14336;
 constexpr int64_t VK_QVAC_PROGRAM_MAX_SHARES = 8; // workgroups of a head
 
-// With a device: by type (TQ2_0).
+// With a device: by type (TQ2_0), and in exact arithmetic.
 struct vk_qvac_program_pipelines {
     vk_pipeline by_type[2];
+    vk_pipeline exact_by_type[2];
 };
 
 // Instructions as the shader has them; addresses are device addresses, and 0 where there is nothing.
@@ -44,10 +45,12 @@ struct vk_qvac_program_attention {
     uint32_t kind, unused, head, heads, key_heads, keys;
     float    scale;
     uint32_t rotated, neox;
-    float    theta_scale, freq_scale, rotation_factor;
+    uint32_t theta[2]; // bits of theta_scale and freq_scale; in exact arithmetic theta_scale, a fraction (ggml_exact_rope)
+    float    rotation_factor;
     uint64_t q, k, v, y, key_cache, value_cache, mask, position, key_index, value_index, factors;
     uint32_t key_stride, value_stride; // of a token, in words
     uint64_t shares; // what the workgroups of each head make
+    uint32_t freq[2]; // in exact arithmetic freq_scale, a fraction
 };
 
 union vk_qvac_program_instruction {
@@ -75,6 +78,7 @@ struct vk_qvac_program {
     int                 searched = 0; // up to this node
     int                 last     = -1;
     int                 type     = 0;
+    bool                is_exact = false;
     std::vector<vk_qvac_program_instruction> code;
 
     // The graph that `code` is of, for when it comes again as it was.

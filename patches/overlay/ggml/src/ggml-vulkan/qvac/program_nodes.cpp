@@ -6,6 +6,7 @@
 #include "ops.h"
 
 #include "ggml-train.h"
+#include "qvac/exact-ops.h"
 
 namespace {
 
@@ -14,9 +15,33 @@ constexpr size_t ALIGNMENT = 256;
 // Bytes of a share: a head's sum of values, the sum of their weights, the largest score.
 constexpr size_t SHARE = (VK_QVAC_PROGRAM_MAX_HEAD + 2) * sizeof(float);
 
+// In exact arithmetic each so many keys have one (docs/exactness.md).
+constexpr size_t CHUNK = 32;
+
+size_t shares_of_head(size_t keys) {
+    return ggml_is_exact() ? (keys + CHUNK - 1) / CHUNK : (size_t) VK_QVAC_PROGRAM_MAX_SHARES;
+}
+
 uint64_t address(const ggml_backend_vk_context * ctx, const ggml_tensor * t) {
     const vk_subbuffer b = ggml_vk_tensor_subbuffer(ctx, t, true);
     return b.buffer->bda_addr + b.offset + get_misalign_bytes(ctx, t);
+}
+
+// By what positions turn. False where exact arithmetic has no such numbers.
+bool put_rotation(const ggml_tensor * rope, vk_qvac_program_attention & a) {
+    const float * params = (const float *) rope->op_params;
+    if (ggml_is_exact()) {
+        ggml_exact_rope exact = {};
+        const bool ok = ggml_exact_rope_of(rope, &exact);
+        memcpy(a.theta, exact.theta_scale, sizeof(a.theta));
+        memcpy(a.freq, exact.freq_scale, sizeof(a.freq));
+        a.rotation_factor = exact.magnitude;
+        return ok;
+    }
+    const float scales[] = { powf(params[5], -2.0f / rope->op_params[1]), params[6] }; // of the base, and of frequencies
+    memcpy(a.theta, scales, sizeof(a.theta));
+    a.rotation_factor = params[8];
+    return true;
 }
 
 class builder {
@@ -231,8 +256,6 @@ private:
         const ggml_tensor * q    = nodes.dst->src[0];
         const ggml_tensor * keys = nodes.dst->src[1];
         const int32_t *     rope = nodes.rotation->op_params;
-        float freq_base;
-        memcpy(&freq_base, rope + 5, sizeof(float));
         code.push_back({});
         vk_qvac_program_attention & a = code.back().attention;
         a.kind        = VK_QVAC_PROGRAM_ATTENTION;
@@ -242,21 +265,19 @@ private:
         a.keys        = (uint32_t) keys->ne[1];
         a.rotated     = (uint32_t) rope[1];
         a.neox        = rope[2] == GGML_ROPE_TYPE_NEOX;
-        a.theta_scale = powf(freq_base, -2.0f / rope[1]);
         memcpy(&a.scale, nodes.dst->op_params, sizeof(float));
-        memcpy(&a.freq_scale, rope + 6, sizeof(float));
-        memcpy(&a.rotation_factor, rope + 8, sizeof(float));
+        const bool has_rotation = put_rotation(nodes.rotation, a);
         a.key_stride   = (uint32_t) (keys->nb[1] / sizeof(uint32_t));
         a.value_stride = (uint32_t) (nodes.dst->src[2]->nb[1] / sizeof(uint32_t));
         a.key_cache    = address(ctx, keys);
         a.value_cache  = address(ctx, nodes.dst->src[2]);
         a.factors      = nodes.rotation->src[2] ? address(ctx, nodes.rotation->src[2]) : 0;
-        n_shares       = std::max(n_shares, a.heads * (size_t) VK_QVAC_PROGRAM_MAX_SHARES);
+        n_shares       = std::max(n_shares, a.heads * shares_of_head(a.keys));
         read_outside(offsetof(vk_qvac_program_attention, mask), nodes.dst->src[3]);
         read_outside(offsetof(vk_qvac_program_attention, position), nodes.rotation->src[1]);
         read_outside(offsetof(vk_qvac_program_attention, key_index), nodes.set_k->src[1]);
         read_outside(offsetof(vk_qvac_program_attention, value_index), nodes.set_v->src[1]);
-        const bool ok = read(offsetof(vk_qvac_program_attention, q), nodes.rotation->src[0], 1) &&
+        const bool ok = has_rotation && read(offsetof(vk_qvac_program_attention, q), nodes.rotation->src[0], 1) &&
                         read(offsetof(vk_qvac_program_attention, k), nodes.rotation_k->src[0], 1) &&
                         read(offsetof(vk_qvac_program_attention, v), nodes.set_v->src[0], 1) &&
                         (a.key_cache | a.value_cache) % 16 == 0 && (a.mask | a.position | a.key_index | a.value_index) % 4 == 0;
@@ -331,7 +352,7 @@ int ggml_vk_qvac_find_program(ggml_backend_vk_context * ctx, const ggml_cgraph *
     }
     program.cgraph = cgraph;
     const vk_qvac_known_graph graph(cgraph);
-    if (!program.graph.is_same_as(graph) || program.begin != begin) {
+    if (!program.graph.is_same_as(graph) || program.begin != begin || program.is_exact != ggml_is_exact()) {
         builder   b(ctx, cgraph, begin);
         const int count = b.build(program.searched);
         program.last = -1;
@@ -340,6 +361,7 @@ int ggml_vk_qvac_find_program(ggml_backend_vk_context * ctx, const ggml_cgraph *
         }
         program.code  = std::move(b.code);
         program.type  = b.type;
+        program.is_exact = ggml_is_exact();
         program.begin = begin;
         program.count = count;
         program.graph = graph;

@@ -29,6 +29,7 @@ static void qvac_shaders() {
         string_to_spv("qvac_tq_mul_mat_vec_" + type + "_plain", "qvac_tq_mul_mat_vec.comp", vec);
         string_to_spv("qvac_tq_mul_mat_vec_" + type + "_dot", "qvac_tq_mul_mat_vec.comp", merge_maps(vec, {{"TQ_DOT", "1"}}));
         string_to_spv("qvac_tq_program_" + type, "qvac_tq_program.comp", vec);
+        string_to_spv("qvac_exact_program_" + type, "qvac_tq_program.comp", merge_maps(vec, {{"EXACT", "1"}}));
         for (const bool back : { false, true }) {
             std::map<std::string, std::string> defines = {{"DATA_A_" + to_uppercase(type), "1"}};
             if (back) {

@@ -5,7 +5,9 @@
 // a workgroup waits for the others, so that memory is at work across that.
 //
 //     product:   qvac_tq_program_product.glsl
-//     attention: qvac_tq_program_attention.glsl
+//     attention: qvac_tq_program_attention.glsl, qvac_tq_program_head.glsl
+//
+// EXACT: in exact arithmetic (docs/exactness.md); qvac_exact_program.glsl, qvac_exact_program_attention.glsl.
 
 #extension GL_EXT_control_flow_attributes : enable
 #extension GL_GOOGLE_include_directive : enable
@@ -20,6 +22,11 @@
 #extension GL_EXT_shader_explicit_arithmetic_types_int64 : require
 #define TQ_DOT 1
 #define TQ_BYTES 1
+
+#if defined(EXACT)
+#include "../../qvac/exact-math.h"
+#include "../../qvac/exact-angle.h"
+#endif
 
 layout(constant_id = 0) const uint BLOCK_SIZE = 512;
 layout(constant_id = 1) const uint LANES      = 32; // of a lane group, which is a subgroup
@@ -101,6 +108,21 @@ uint group() {
 }
 
 // Over the workgroup, the same in all invocations. A barrier must lie between two of these.
+uint top_of_all(uint top) {
+    top = subgroupMax(top);
+    if (lane() == 0) {
+        partial_top[group()] = top;
+    }
+    barrier();
+    [[unroll]] for (uint g = 0; g < GROUPS; ++g) {
+        top = max(top, partial_top[g]);
+    }
+    return top;
+}
+
+#if defined(EXACT)
+#include "qvac_exact_program.glsl"
+#else
 float sum_of_all(float sum) {
     sum = subgroupAdd(sum);
     if (lane() == 0) {
@@ -114,20 +136,22 @@ float sum_of_all(float sum) {
     return sum;
 }
 
-uint top_of_all(uint top) {
-    top = subgroupMax(top);
-    if (lane() == 0) {
-        partial_top[group()] = top;
+float norm_scale_of(const vec4 xs[VALUES4]) {
+    float sum = 0.0;
+    [[unroll]] for (uint j = 0; j < VALUES4; ++j) {
+        sum += dot(xs[j], xs[j]);
     }
-    barrier();
-    [[unroll]] for (uint g = 0; g < GROUPS; ++g) {
-        top = max(top, partial_top[g]);
-    }
-    return top;
+    return inversesqrt(sum_of_all(sum) / float(PARAM(n)) + FLOAT(eps));
 }
+#endif
 
 #include "qvac_tq_program_product.glsl"
+#include "qvac_tq_program_head.glsl"
+#if defined(EXACT)
+#include "qvac_exact_program_attention.glsl"
+#else
 #include "qvac_tq_program_attention.glsl"
+#endif
 
 // Waits until all workgroups have come so far. Then the code of the next instruction is no longer the one of before.
 bool all_arrive(const uint target, const uint next) {

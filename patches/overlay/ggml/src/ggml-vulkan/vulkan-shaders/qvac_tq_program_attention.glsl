@@ -7,15 +7,6 @@
 // (exponentials of what they are below it) and the sum of their values so weighted, without waiting for another. Then all
 // lane groups' sums are brought to one scale and added up; those of several workgroups likewise.
 
-const uint CODE_head = 2, CODE_heads = 3, CODE_key_heads = 4, CODE_keys = 5, CODE_scale = 6, CODE_rotated = 7, CODE_neox = 8;
-const uint CODE_theta_scale = 9, CODE_freq_scale = 10, CODE_rotation_factor = 11;
-const uint CODE_q = 12, CODE_k = 14, CODE_v = 16, CODE_key_cache = 20, CODE_value_cache = 22, CODE_mask = 24;
-const uint CODE_position = 26, CODE_key_index = 28, CODE_value_index = 30, CODE_factors = 32;
-const uint CODE_key_stride = 34, CODE_value_stride = 35; // of a token, in words
-const uint CODE_shares = 36;
-
-#define LOWEST uintBitsToFloat(0xff800000u) // minus infinity
-
 const uint LANES_A_KEY = 4;
 const uint KEYS        = LANES / LANES_A_KEY;        // of a lane group, at a time
 const uint ALL_KEYS    = BLOCK_SIZE / LANES_A_KEY;   // of a workgroup
@@ -23,14 +14,9 @@ const uint PIECES      = MAX_HEAD / 8 / LANES_A_KEY; // of 8 values, that a lane
 const uint SPLIT       = LANES < MAX_HEAD / 8 ? MAX_HEAD / 8 / LANES : 1; // pieces of the same values
 const uint SHARE       = MAX_HEAD + 2;               // floats: a sum of values, their weights' sum, the largest score
 
-shared float rotation[MAX_HEAD]; // cosines, then sines
-shared float query[MAX_HEAD];
-shared float key[MAX_HEAD];
-shared float value[MAX_HEAD];
 shared float weights[ALL_KEYS];
 shared float tops[GROUPS];   // the largest score of each lane group
 shared float totals[GROUPS]; // the sum of its weights
-shared uint  n_done;
 
 // What is under way: pieces of older keys and values, and what is added to the scores.
 uvec4 key_pieces[PIECES];
@@ -61,14 +47,6 @@ void share_out_heads() {
     values_at_a_time = LANES / value_lanes;
     value_slice      = lane() / value_lanes;
     value_lane       = lane() - value_slice * value_lanes;
-}
-
-uint key_head_of(const uint head) {
-    return head / (PARAM(heads) / PARAM(key_heads));
-}
-
-uint newest() {
-    return words_at(ADDRESS(key_index)).v[0];
 }
 
 void ask_for_keys(const uint key_head, const uint t0) {
@@ -118,56 +96,6 @@ void prepare_attention() {
         theta *= FLOAT(freq_scale);
         rotation[i] = cos(theta) * FLOAT(rotation_factor);
         rotation[MAX_HEAD / 2 + i] = sin(theta) * FLOAT(rotation_factor);
-    }
-}
-
-// To the nearest f16, half to even, whatever the device's packHalf2x16 does.
-float as_f16(const float x) {
-    const uint  bits = floatBitsToUint(x) & 0x7fffffffu;
-    const uint  cut  = (bits + 0xfffu + ((bits >> 13) & 1)) & ~0x1fffu;
-    precise const float shifted = uintBitsToFloat(bits) + 0.5; // its last place is the smallest f16
-    precise const float tiny    = shifted - 0.5;
-    const float y = bits < 0x38800000u ? tiny : uintBitsToFloat(cut);
-    return (floatBitsToUint(x) >> 31) != 0 ? -y : y;
-}
-
-void load_head(const uint head, const uint key_head) {
-    const uint n     = PARAM(head);
-    const uint pairs = PARAM(rotated) / 2;
-    floats_at q = floats_at(ADDRESS(q));
-    floats_at k = floats_at(ADDRESS(k));
-    floats_at v = floats_at(ADDRESS(v));
-    for (uint i = gl_LocalInvocationID.x; i < n; i += BLOCK_SIZE) {
-        const bool is_key = i >= n / 2;
-        const uint pair   = is_key ? i - n / 2 : i;
-        const bool turned = pair < pairs;
-        const uint i0     = turned && PARAM(neox) != 0 ? pair : 2 * pair;
-        const uint i1     = turned && PARAM(neox) != 0 ? pair + pairs : 2 * pair + 1;
-        const float cosine = turned ? rotation[pair] : 1.0;
-        const float sine   = turned ? rotation[MAX_HEAD / 2 + pair] : 0.0;
-        if (is_key) {
-            const vec2 x = vec2(k.v[key_head * n + i0], k.v[key_head * n + i1]);
-            key[i0] = as_f16(x.x * cosine - x.y * sine);
-            key[i1] = as_f16(x.x * sine + x.y * cosine);
-        } else {
-            const vec2 x = vec2(q.v[head * n + i0], q.v[head * n + i1]);
-            query[i0] = x.x * cosine - x.y * sine;
-            query[i1] = x.x * sine + x.y * cosine;
-        }
-        value[i] = as_f16(v.v[key_head * n + i]);
-    }
-    barrier();
-}
-
-void write_cache(const uint key_head) {
-    const uint words = PARAM(head) / 2;
-    const uint i     = gl_LocalInvocationID.x;
-    if (i < words) {
-        results_at(ADDRESS(key_cache)).v[newest() * PARAM(key_stride) + key_head * words + i] = packHalf2x16(vec2(key[2 * i], key[2 * i + 1]));
-    } else if (i < 2 * words) {
-        const uint row = words_at(ADDRESS(value_index)).v[0];
-        const uint j   = i - words;
-        results_at(ADDRESS(value_cache)).v[row * PARAM(value_stride) + key_head * words + j] = packHalf2x16(vec2(value[2 * j], value[2 * j + 1]));
     }
 }
 
@@ -255,10 +183,6 @@ void add_keys() {
 }
 
 // ---- the head
-
-void put_result(const uint head, const uint d, const float y) {
-    floats_at(ADDRESS(y)).v[head * PARAM(head) + d] = y;
-}
 
 uint64_t share_at(const uint head, const uint i) {
     return packUint2x32(ADDRESS(shares)) + (head * MAX_SHARES + i) * SHARE * 4;

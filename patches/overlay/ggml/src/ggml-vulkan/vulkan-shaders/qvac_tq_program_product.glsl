@@ -156,11 +156,7 @@ void quantize_token() {
         }
     }
     if ((PARAM(flags) & NORMED) != 0) {
-        float sum = 0.0;
-        [[unroll]] for (uint j = 0; j < VALUES4; ++j) {
-            sum += dot(xs[j], xs[j]);
-        }
-        const float norm_scale = inversesqrt(sum_of_all(sum) / float(PARAM(n)) + FLOAT(eps));
+        const float norm_scale = norm_scale_of(xs);
         [[unroll]] for (uint j = 0; j < VALUES4; ++j) {
             // as upstream's rms_norm.comp multiplies
             precise const vec4 normed = norm_scale * xs[j];
@@ -263,7 +259,8 @@ void finish_bundle(const uint bundle, const int acc[SUMS], const float residual)
         place(unit_of(i), 0, matrix, row);
         float y = scaled(matrix, sum0);
         if (glu) {
-            y = activated(y, (PARAM(flags) & RELU_SQR) != 0) * scaled(1, sum1);
+            precise const float z = activated(y, (PARAM(flags) & RELU_SQR) != 0) * scaled(1, sum1);
+            y = z;
         }
         if (exists(ADDRESS(add))) {
             precise const float z = y + residual;

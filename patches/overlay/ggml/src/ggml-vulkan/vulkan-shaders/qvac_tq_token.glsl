@@ -99,8 +99,10 @@ uint token_bytes(const vec4 x, const token_scaling s) {
     return b.x | (b.y << 8) | (b.z << 16) | (b.w << 24);
 }
 
+#if !defined(EXACT)
 // The gate of a gated unit, as upstream's shaders have it.
 float activated(const float x, const bool relu_sqr) {
     const float r = max(x, 0.0);
     return relu_sqr ? r * r : x / (1.0 + exp(-x));
 }
+#endif
