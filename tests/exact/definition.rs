@@ -119,7 +119,7 @@ fn block_values(dtype: Dtype, block: &[u8]) -> Vec<f32> {
                     _ => (48 + i % 4, (i - 240) / 4),
                 };
                 let rest = block[byte].wrapping_mul(3u8.pow(digit as u32));
-                half(52) * (f32::from((u16::from(rest) * 3 >> 8) as u8) - 1.0)
+                half(52) * (f32::from(((u16::from(rest) * 3) >> 8) as u8) - 1.0)
             })
             .collect(),
         Dtype::TQ2_0 => (0..256)
