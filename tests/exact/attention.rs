@@ -181,7 +181,7 @@ fn lengths_around_chunks_and_tiles() {
 #[test]
 fn head_widths() {
     let _turn = exact();
-    for d in [4, 40, 64, 80, 96, 128, 160, 256] {
+    for d in [4, 40, 80, 96, 128, 256] {
         Samples::new(d, 2, 2, &[13, 70]).check();
     }
 }
@@ -354,12 +354,11 @@ fn one_query_at_a_time_or_many() {
 #[test]
 fn head_widths_and_types_of_a_cache() {
     let _turn = exact();
-    for d in [32, 64, 80, 96, 128, 256] {
-        for dtype in [Dtype::F16, Dtype::F32] {
-            for t in [2, 35] {
-                let cache = Cache::new(d, (2, 1), dtype, t, 100, 3);
-                cache.near_the_truth(&cache.run());
-            }
+    let halves = [32, 80, 96, 128, 256].map(|d| (d, Dtype::F16));
+    for (d, dtype) in halves.into_iter().chain([(80, Dtype::F32)]) {
+        for t in [2, 35] {
+            let cache = Cache::new(d, (2, 1), dtype, t, 100, 3);
+            cache.near_the_truth(&cache.run());
         }
     }
 }

@@ -153,16 +153,17 @@ shared vec4 stage[864];
         [[unroll]] for (uint n_ = 0; n_ < TN; ++n_) s[n_] = vec4(0.0);                              \
         for (uint d0_ = 0; d0_ < p.D; d0_ += 32) {                                                  \
             barrier();                                                                              \
-            for (uint i_ = tid; i_ < ROWS * 8; i_ += BLOCK) {                                       \
+            [[dont_unroll]] for (uint i_ = tid; i_ < ROWS * 8; i_ += BLOCK) {                       \
                 stage[i_ / 8 * PIECE + i_ % 8] = FETCH_ROW(i_ / 8, d0_ / 4 + i_ % 8);               \
             }                                                                                       \
-            for (uint i_ = tid; i_ < CHUNK * 8; i_ += BLOCK) {                                      \
+            [[dont_unroll]] for (uint i_ = tid; i_ < CHUNK * 8; i_ += BLOCK) {                      \
                 stage[(ROWS + i_ / 8) * PIECE + i_ % 8] = FETCH_COL(i_ / 8, d0_ / 4 + i_ % 8);      \
             }                                                                                       \
             barrier();                                                                              \
             precise vec4 part_[TN];                                                                 \
             [[unroll]] for (uint n_ = 0; n_ < TN; ++n_) part_[n_] = vec4(0.0);                      \
-            for (uint d_ = 0; d_ < 8; ++d_) {                                                       \
+            const uint n_fours_ = min(8, (p.D - d0_) / 4);                                          \
+            for (uint d_ = 0; d_ < n_fours_; ++d_) {                                                \
                 vec4 a_[TM];                                                                        \
                 [[unroll]] for (uint i_ = 0; i_ < TM; ++i_) a_[i_] = stage[(tr * TM + i_) * PIECE + d_]; \
                 [[unroll]] for (uint n_ = 0; n_ < TN; ++n_) {                                       \
@@ -193,12 +194,12 @@ shared vec4 stage[864];
             if (c0_ != 0) {                                                                         \
                 barrier();                                                                          \
             }                                                                                       \
-            for (uint i_ = tid; i_ < VSTEP * CT * ND; i_ += BLOCK) {                                \
+            [[dont_unroll]] for (uint i_ = tid; i_ < VSTEP * CT * ND; i_ += BLOCK) {                \
                 stage[STAGED + i_] = FETCH(c0_ + i_ / (CT * ND), i_ % (CT * ND));                   \
             }                                                                                       \
             barrier();                                                                              \
             if (!(guarded)) {                                                                       \
-                for (uint c_ = 0; c_ < VSTEP; ++c_) {                                               \
+                [[dont_unroll]] for (uint c_ = 0; c_ < VSTEP; ++c_) {                               \
                     const vec4 w_ = stage[(c0_ + c_) * WEIGHT + tr];                                \
                     [[unroll]] for (uint n_ = 0; n_ < ND; ++n_) {                                   \
                         const vec4 b_ = stage[STAGED + c_ * CT * ND + tc + n_ * CT];                \
@@ -206,7 +207,7 @@ shared vec4 stage[864];
                     }                                                                               \
                 }                                                                                   \
             } else {                                                                                \
-                for (uint c_ = 0; c_ < VSTEP; ++c_) {                                               \
+                [[dont_unroll]] for (uint c_ = 0; c_ < VSTEP; ++c_) {                               \
                     const vec4 w_ = stage[(c0_ + c_) * WEIGHT + tr];                                \
                     [[unroll]] for (uint n_ = 0; n_ < ND; ++n_) {                                   \
                         const vec4 b_ = stage[STAGED + c_ * CT * ND + tc + n_ * CT];                \
