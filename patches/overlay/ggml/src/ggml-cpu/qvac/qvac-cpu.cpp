@@ -34,6 +34,10 @@ static size_t train_op_work_size(int n_tasks, const ggml_tensor * dst) {
     }
 }
 
+bool qvac_cpu_is_exact(void) {
+    return ggml_is_exact();
+}
+
 bool qvac_cpu_exact_supported(const ggml_tensor * op) {
     // Upstream's kernels for weights that it repacked are asked before ours.
     const ggml_tensor * w = op->src[0];

@@ -21,6 +21,9 @@ size_t qvac_cpu_work_size(int n_tasks, const struct ggml_tensor * dst);
 // Whether OUT_PROD of these tensors is ours; the backend's `supports_op` asks.
 bool qvac_cpu_out_prod_supported(const struct ggml_tensor * dst);
 
+// Whether arithmetic is exact: an operation is then computed by itself, never with its neighbour by a kernel of upstream's.
+bool qvac_cpu_is_exact(void);
+
 // Whether exact arithmetic, if it is on, has a kernel for this.
 bool qvac_cpu_exact_supported(const struct ggml_tensor * op);
 
