@@ -80,7 +80,7 @@ EXACT_FN float exact_sqrt(const float x) {
     return floatBitsToUint(x) < 0x00800000u ? 0.0f : y;
 }
 
-// e^x within 1 ulp for -87.3 <= x <= 88; 0 below, e^88 above.
+// e^x within 1 ulp for -87.3 <= x <= 88; 0 below, e^88 above, NaN of NaN.
 //
 // x = n ln 2 + r with |r| <= ln(2)/2, then 1 + r + r^2 q(r), q of degree 4 through (e^r - 1 - r) / r^2 at the Chebyshev
 // points of |r| <= 0.3475.
@@ -100,7 +100,8 @@ EXACT_FN float exact_exp(const float x) {
     p = h + p;
     p = p + 1.0f;
     precise float y = p * uintBitsToFloat((floatBitsToUint(z) << 23) + 0x3f800000u);
-    return x < -87.3f ? 0.0f : y;
+    // By its bits: a compiler may make a minimum of the comparison above, which loses a NaN.
+    return (floatBitsToUint(x) & 0x7fffffffu) > 0x7f800000u ? x : x < -87.3f ? 0.0f : y;
 }
 
 // log(x) for normal x > 0, within 2 ulp where that is above 1, and within 2^-23 below.

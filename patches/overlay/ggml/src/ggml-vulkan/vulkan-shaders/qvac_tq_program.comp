@@ -14,6 +14,7 @@
 #extension GL_EXT_buffer_reference : require
 #extension GL_EXT_buffer_reference_uvec2 : require
 #extension GL_EXT_integer_dot_product : require
+#extension GL_KHR_memory_scope_semantics : require
 #extension GL_KHR_shader_subgroup_basic : require
 #extension GL_KHR_shader_subgroup_arithmetic : require
 #extension GL_KHR_shader_subgroup_ballot : require
@@ -79,6 +80,7 @@ shared uint  codes[2 * CODE_WORDS]; // this instruction and the next
 shared uint  tokens[DIGITS * PLANE > 8 * BLOCK_SIZE ? DIGITS * PLANE : 8 * BLOCK_SIZE]; // a product's token; in attention partial sums
 shared float partial[GROUPS];
 shared uint  partial_top[GROUPS];
+shared uint  scaling[3]; // the bits of a token_scaling
 shared uint  go_on;
 
 uint slot; // of `codes`
@@ -108,16 +110,27 @@ uint group() {
 }
 
 // Over the workgroup, the same in all invocations. A barrier must lie between two of these.
-uint top_of_all(uint top) {
+//
+// One lane group makes the scale of the largest magnitude for all: sixteen would be in each other's way.
+token_scaling scaling_of_all(uint top) {
     top = subgroupMax(top);
     if (lane() == 0) {
         partial_top[group()] = top;
     }
     barrier();
-    [[unroll]] for (uint g = 0; g < GROUPS; ++g) {
-        top = max(top, partial_top[g]);
+    if (group() == 0) {
+        [[unroll]] for (uint g = 0; g < GROUPS; g += LANES) {
+            top = max(top, g + lane() < GROUPS ? partial_top[g + lane()] : 0);
+        }
+        const token_scaling s = scaling_of(subgroupMax(top));
+        if (lane() == 0) {
+            scaling[0] = floatBitsToUint(s.value);
+            scaling[1] = floatBitsToUint(s.tiny);
+            scaling[2] = floatBitsToUint(s.factor);
+        }
     }
-    return top;
+    barrier();
+    return token_scaling(uintBitsToFloat(scaling[0]), uintBitsToFloat(scaling[1]), uintBitsToFloat(scaling[2]));
 }
 
 #if defined(EXACT)
@@ -191,9 +204,9 @@ void main() {
     }
     for (uint i = 0; i < p.n_instructions; ++i) {
         // What was written before goes out, and the code of this instruction is there.
-        memoryBarrierBuffer();
-        barrier();
+        controlBarrier(gl_ScopeWorkgroup, gl_ScopeWorkgroup, gl_StorageSemanticsBuffer | gl_StorageSemanticsShared, gl_SemanticsAcquireRelease);
         if (tid == 0) {
+            memoryBarrierBuffer(); // for all of the workgroup's: its invocations wait for none of their own
             atomicAdd(control.arrived, 1);
         }
         slot ^= 1;

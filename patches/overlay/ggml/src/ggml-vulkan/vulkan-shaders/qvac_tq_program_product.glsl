@@ -169,7 +169,7 @@ void quantize_token() {
     [[unroll]] for (uint j = 0; j < VALUES4; ++j) {
         tops = max(tops, floatBitsToUint(xs[j]) & ABS_MASK);
     }
-    const token_scaling scaling = scaling_of(top_of_all(max(max(tops.x, tops.y), max(tops.z, tops.w))));
+    const token_scaling scaling = scaling_of_all(max(max(tops.x, tops.y), max(tops.z, tops.w)));
     token_factor = scaling.factor;
     const uint at = place_in_stream(tid);
     int sum = 0;
