@@ -1,5 +1,5 @@
-//! The CPU's products with ternary weights as other machines make them: the cases of `common/ternary.rs` on programs that
-//! hold the kernels of `ggml-cpu/qvac` and are compiled for each line of `TARGETS`. Those for another architecture run
+//! The CPU's products with ternary weights as other machines make them, and its exact arithmetic (`exact.rs`): the cases of
+//! `common/ternary.rs` on programs that hold the kernels of `ggml-cpu/qvac` and are compiled for each line of `TARGETS`. Those for another architecture run
 //! under QEMU. Missing tools are a failure, not a skip, unless `QVAC_NO_QEMU=1` says that they shall be missing.
 //!
 //! `program.cpp` puts all memory between guard pages, so that a read behind the weights is found too.
@@ -7,6 +7,7 @@
 #![cfg(target_os = "linux")]
 
 mod build;
+mod exact;
 mod targets;
 
 #[path = "../common/cpu.rs"]
@@ -54,7 +55,7 @@ impl Programs {
 impl Machine for Programs {
     fn kernels(&self, op: Op, inputs: &[&Operand]) -> Vec<Made> {
         let on = |running: &Running| {
-            let made = THREADS.map(|n| running.run(op, inputs, n));
+            let made = THREADS.map(|n| running.run(&format!("{op:?}"), code_of(op), inputs, n));
             assert!(made[0] == made[1], "{}: {op:?}: the number of threads shows", running.name);
             let [first, _] = made;
             (running.name.to_string(), first)
@@ -69,10 +70,11 @@ impl Machine for Programs {
 }
 
 impl Running {
-    fn run(&self, op: Op, inputs: &[&Operand], n_threads: u32) -> Vec<u8> {
+    /// What program.cpp makes of the op that is number `code` there, with `limbs`.
+    fn run(&self, op: &str, code: (u32, u32), inputs: &[&Operand], n_threads: u32) -> Vec<u8> {
         let mut child = self.child.borrow_mut();
         let stdin = child.stdin.as_mut().expect("a pipe");
-        let sent = stdin.write_all(&request(op, inputs, n_threads)).and_then(|()| stdin.flush());
+        let sent = stdin.write_all(&request(code, inputs, n_threads)).and_then(|()| stdin.flush());
         let mut result = Vec::new();
         let got = sent.and_then(|()| {
             let stdout = child.stdout.as_mut().expect("a pipe");
@@ -85,7 +87,7 @@ impl Running {
             let shapes: Vec<_> = inputs.iter().map(|o| format!("{} {:?}", o.dtype.name(), o.ne)).collect();
             let status = child.wait().map_or_else(|e| e.to_string(), |status| status.to_string());
             panic!(
-                "{}: {op:?} of {} by {n_threads} threads: the program ended ({status}): {error}",
+                "{}: {op} of {} by {n_threads} threads: the program ended ({status}): {error}",
                 self.name,
                 shapes.join(" and ")
             );
@@ -103,16 +105,19 @@ impl Drop for Running {
     }
 }
 
-/// As `answer` of program.cpp reads it.
-fn request(op: Op, inputs: &[&Operand], n_threads: u32) -> Vec<u8> {
-    let (op, limbs) = match op {
+fn code_of(op: Op) -> (u32, u32) {
+    match op {
         Op::MulMat => (0, 0),
-        Op::Quantize { limbs } => (1, limbs),
-        Op::QuantizeHalf { limbs } => (2, limbs),
+        Op::Quantize { limbs } => (1, limbs as u32),
+        Op::QuantizeHalf { limbs } => (2, limbs as u32),
         Op::TqMulMat => (3, 0),
         Op::TqMulMatBack => (4, 0),
-    };
-    let head = [op, limbs as u32, n_threads, inputs.len() as u32];
+    }
+}
+
+/// As `answer` of program.cpp reads it.
+fn request((op, limbs): (u32, u32), inputs: &[&Operand], n_threads: u32) -> Vec<u8> {
+    let head = [op, limbs, n_threads, inputs.len() as u32];
     let mut bytes: Vec<u8> = head.iter().flat_map(|v| v.to_ne_bytes()).collect();
     for operand in inputs {
         let [n, m] = operand.ne[..] else { panic!("matrices only") };

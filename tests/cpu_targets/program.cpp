@@ -135,7 +135,20 @@ template <typename T> T read() {
     return x;
 }
 
-enum op { mul_mat, tq_quantize, tq_quantize_half, tq_mul_mat, tq_mul_mat_back };
+enum op {
+    mul_mat, tq_quantize, tq_quantize_half, tq_mul_mat, tq_mul_mat_back,
+    // from here on in exact arithmetic
+    exact_mul_mat, exact_out_prod, exact_get_rows, exact_project, exact_rms_norm, exact_rms_norm_mul_back, exact_swiglu,
+    exact_swiglu_back, exact_relu_sqr_glu_back, exact_cross_entropy, exact_cross_entropy_back, exact_rope, exact_attention,
+    exact_attention_back, exact_log, exact_sqrt, exact_to_f16,
+};
+
+constexpr int64_t head = 32; // values
+
+// [head, n_heads, T] of [head * n_heads, T]
+ggml_tensor * heads(ggml_context * ctx, ggml_tensor * t) {
+    return ggml_reshape_3d(ctx, t, head, t->ne[0] / head, t->ne[1]);
+}
 
 // Operands with their bytes in place, and the op's result without.
 ggml_tensor * make(ggml_context * ctx, uint32_t op, int limbs, const std::vector<ggml_tensor *> & src) {
@@ -152,6 +165,41 @@ ggml_tensor * make(ggml_context * ctx, uint32_t op, int limbs, const std::vector
             return ggml_tq_mul_mat(ctx, src[0], src[1]);
         case tq_mul_mat_back:
             return ggml_tq_mul_mat_back(ctx, src[0], src[1], src.size() > 2 ? src[2] : nullptr);
+        case exact_mul_mat:
+            return ggml_mul_mat(ctx, src[0], src[1]);
+        case exact_out_prod:
+            return ggml_out_prod(ctx, src[0], src[1]);
+        case exact_get_rows:
+            return ggml_get_rows(ctx, src[0], src[1]);
+        case exact_project:
+            return ggml_low_rank_project(ctx, src[0], src[1], 0.5f);
+        case exact_rms_norm:
+            return ggml_rms_norm(ctx, src[0], 1e-5f);
+        case exact_rms_norm_mul_back:
+            return ggml_rms_norm_mul_back(ctx, src[0], src[1], src[2], src[3], 1e-5f);
+        case exact_swiglu:
+            return ggml_swiglu_split(ctx, src[0], src[1]);
+        case exact_swiglu_back:
+            return ggml_swiglu_back(ctx, src[0], src[1], src[2]);
+        case exact_relu_sqr_glu_back:
+            return ggml_relu_sqr_glu_back(ctx, src[0], src[1], src[2]);
+        case exact_cross_entropy:
+            return ggml_cross_entropy_loss_labels(ctx, src[0], src[1], 1.0f);
+        case exact_cross_entropy_back:
+            return ggml_cross_entropy_loss_labels_back(ctx, src[2], src[0], src[1], 1.0f);
+        case exact_rope:
+            return ggml_rope_ext(ctx, heads(ctx, src[0]), src[1], nullptr, head, GGML_ROPE_TYPE_NEOX, 4096, 10000.0f, 1.0f, 0.0f, 1.0f, 32.0f, 1.0f);
+        case exact_attention:
+            return ggml_attention(ctx, heads(ctx, src[0]), heads(ctx, src[1]), heads(ctx, src[2]), src[3], 0.25f);
+        case exact_attention_back:
+            return ggml_attention_back(
+                ctx, heads(ctx, src[0]), heads(ctx, src[1]), heads(ctx, src[2]), src[3], src[4], heads(ctx, src[5]), 0.25f);
+        case exact_log:
+            return ggml_log(ctx, src[0]);
+        case exact_sqrt:
+            return ggml_sqrt(ctx, src[0]);
+        case exact_to_f16:
+            return ggml_cast(ctx, src[0], GGML_TYPE_F16);
         default:
             fail("no such op");
     }
@@ -207,6 +255,7 @@ bool answer() {
         memcpy(t->data, before.back().data(), n_bytes);
     }
 
+    ggml_set_exact(op >= exact_mul_mat);
     ggml_tensor * dst = make(ctx, op, (int) limbs, src);
     const guarded result(ggml_nbytes(dst));
     dst->data = result.data();

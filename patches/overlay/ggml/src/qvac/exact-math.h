@@ -127,7 +127,7 @@ EXACT_FN float exact_log(const float x) {
     t = t - n * 1.42860677e-6f;
     precise float y = f - t;
     y = y + n * 0.693145752f;
-    return y;
+    return (bits & 0x7fffffffu) > 0x7f800000u ? x : y;
 }
 
 // 1 / (1 + e^-x)
