@@ -27,7 +27,8 @@ fn kernels_compute_bitlinear() {
     for device in [cpu()].into_iter().chain(vulkan()) {
         for (name, layer) in layers {
             let case = format!("{name} on {}", device.name());
-            let floats = |key| numbers(layer, key, |v| Some(f32::from_bits(u32::try_from(v.as_u64()?).ok()?)));
+            let floats =
+                |key| numbers(layer, key, |v| Some(f32::from_bits(u32::try_from(v.as_u64()?).ok()?)));
             let info = file.tensor(name).unwrap();
             let [n_in, n_out, ..] = info.ne;
 
