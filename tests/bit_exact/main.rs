@@ -10,7 +10,7 @@ mod kills;
 mod training;
 mod verify;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use assert_cmd::cargo::CommandCargoExt as _;
@@ -34,10 +34,14 @@ fn models() -> Vec<(&'static str, synth::Config)> {
 /// Calls `check` with each model's name and file.
 fn each_model(mut check: impl FnMut(&str, &Path)) {
     for (name, config) in models() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let path: PathBuf = write_model(&config, dir.path());
-        check(name, &path);
+        with(&config, |model| check(name, model));
     }
+}
+
+/// Calls `check` with the file of one model.
+fn with(config: &synth::Config, check: impl FnOnce(&Path)) {
+    let dir = tempfile::tempdir().expect("a folder");
+    check(&write_model(config, dir.path()));
 }
 
 fn qvac(dir: &Path, line: &str) -> Command {

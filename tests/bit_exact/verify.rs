@@ -6,12 +6,14 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::common::device::vulkan;
-use super::{each_model, qvac};
+use super::{each_model, models, qvac, with};
 
 /// The report of a comparison that must find no difference.
 fn verified(name: &str, model: &Path, tier: &str, device: &str) -> Value {
+    // Spinning threads cost more than they save here; against itself the CPU needs two to be compared.
+    let threads = if device == "cpu" { 2 } else { 1 };
     let line = format!(
-        "verify -m {} --device {device} --against cpu --threads 2 --tier {tier} --seq-len 64 --tokens 24 --steps 3 --json",
+        "verify -m {} --device {device} --against cpu --threads {threads} --tier {tier} --seq-len 32 --tokens 16 --steps 2 --json",
         model.display()
     );
     let output = qvac(model.parent().expect("a folder"), &line).output().expect("the program starts");
@@ -69,7 +71,9 @@ const TRAINING: [&str; 9] = [
 #[test]
 fn t0_ternary_products() {
     let Some(device) = vulkan() else { return };
-    each_model(|name, model| has(&exact(&verified(name, model, "t0", device.name())), &TERNARY));
+    for (name, model) in models().into_iter().skip(1).step_by(2) {
+        with(&model, |model| has(&exact(&verified(name, model, "t0", device.name())), &TERNARY));
+    }
 }
 
 /// All that T1 and T2 promise: T2's report has T1's.
@@ -88,7 +92,8 @@ fn t1_and_t2_everything() {
 /// Without Vulkan there are still threads: two against one.
 #[test]
 fn t2_on_the_cpu_against_itself() {
-    each_model(|name, model| {
+    let (name, model) = models().pop().expect("there are models");
+    with(&model, |model| {
         let found = exact(&verified(name, model, "t2", "cpu"));
         has(&found, &FORWARD);
         has(&found, &TRAINING);
