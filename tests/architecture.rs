@@ -28,8 +28,15 @@ const LAYERS: &[&[&str]] = &[
 ];
 
 /// Modules of one row of which one builds upon the other: (user, used). libllama is built on ggml, and so is its room;
-/// `bench` measures the others.
-const PEERS: &[(&str, &str)] = &[("train", "eval"), ("eval", "train"), ("bench", "train"), ("llama", "ggml")];
+/// `bench` measures the others, and `plan` says beforehand what they will take.
+const PEERS: &[(&str, &str)] = &[
+    ("train", "eval"),
+    ("eval", "train"),
+    ("bench", "train"),
+    ("plan", "train"),
+    ("plan", "bench"),
+    ("llama", "ggml"),
+];
 
 /// The only modules with unsafe code.
 const UNSAFE: &[&str] = &["ggml", "llama"];
