@@ -60,6 +60,9 @@ const ROWS: usize = 1000;
 /// How far a prediction may be off.
 const TOLERANCE: f64 = 0.05;
 
+/// Growth of a process that is not looked at.
+const NOISE: u64 = 128 << 20;
+
 fn seconds(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(n) if (0.0..=3600.0).contains(&n) => Ok(n),
@@ -214,7 +217,9 @@ fn measure(
     };
     let before = held();
     let allocated = plan::measure(file, &machine.backend, config, true, &mut || held().unwrap_or_default())?;
-    let peak_bytes = before.and_then(|b| allocated.held.checked_sub(b)).filter(|&n| n > 0);
+    // A process also holds what is no tensor's: where those are small, its growth says nothing of them.
+    let least = if on_gpu { 1 } else { NOISE };
+    let peak_bytes = before.and_then(|b| allocated.held.checked_sub(b)).filter(|&n| n >= least);
     let measured = peak_bytes.unwrap_or(allocated.bytes);
     Ok(Measured { allocated_bytes: allocated.bytes, peak_bytes, ratio: predicted as f64 / measured as f64 })
 }
