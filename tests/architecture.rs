@@ -28,9 +28,16 @@ const LAYERS: &[&[&str]] = &[
 ];
 
 /// Modules of one row of which one builds upon the other: (user, used). libllama is built on ggml, and so is its room;
-/// `bench` measures the others, `verify` compares them with themselves.
-const PEERS: &[(&str, &str)] =
-    &[("train", "eval"), ("eval", "train"), ("bench", "train"), ("verify", "train"), ("llama", "ggml")];
+/// `bench` measures the others, `plan` says beforehand what they will take, `verify` compares them with themselves.
+const PEERS: &[(&str, &str)] = &[
+    ("train", "eval"),
+    ("eval", "train"),
+    ("bench", "train"),
+    ("plan", "train"),
+    ("plan", "bench"),
+    ("verify", "train"),
+    ("llama", "ggml"),
+];
 
 /// The only modules with unsafe code.
 const UNSAFE: &[&str] = &["ggml", "llama"];

@@ -9,7 +9,7 @@ use assert_cmd::cargo::CommandCargoExt as _;
 use common::{nano_model, truncated, AdapterSpec};
 use serde_json::Value;
 
-const COMMANDS: [&str; 14] = [
+const COMMANDS: [&str; 15] = [
     "train",
     "eval",
     "generate",
@@ -19,6 +19,7 @@ const COMMANDS: [&str; 14] = [
     "export",
     "convert",
     "quantize",
+    "plan",
     "bench",
     "synth",
     "devices",

@@ -172,3 +172,66 @@ fn what_cannot_be_measured_exits_with_2() {
     }
     assert_eq!(files(dir.path()), 0, "nothing is left behind");
 }
+
+#[test]
+fn answers_are_measured_by_the_published_protocol() {
+    let dir = tempfile::tempdir().unwrap();
+    nano_model(dir.path());
+    let line = "infer nano.gguf bitnet-nano:tq1_0 bitnet-nano:tq2_0 --devices cpu --threads 1 --reps 2";
+    let report = json(&bench(dir.path(), &format!("{line} --json")));
+    let protocol = &report["protocol"];
+    assert_eq!(
+        (&protocol["n_prompt"], &protocol["n_ctx"], &protocol["n_generate"]),
+        (&13.into(), &512.into(), &256.into())
+    );
+    assert_eq!((&protocol["flash_attention"], &report["seed"]), (&false.into(), &42.into()));
+    let runs = report["runs"].as_array().unwrap();
+    assert_eq!(runs.len(), 3);
+    for run in runs {
+        is_subject(run);
+        for key in ["tokens_per_second", "prompt_tokens_per_second", "first_token_ms"] {
+            is_spread(&run[key]);
+            assert!(run[key]["mean"].as_f64().is_some_and(|x| x > 0.0), "`{key}` of {run}");
+        }
+        assert_eq!(run["tokens_sha256"].as_str().map(str::len), Some(64));
+    }
+    for agreement in report["agreement"].as_array().unwrap() {
+        assert_eq!((&agreement["repeats"], &agreement["same_tokens"]), (&true.into(), &true.into()));
+    }
+    let [ratio] = report["ratios"].as_array().unwrap().as_slice() else { panic!("{report}") };
+    assert_eq!(ratio["of"], "bitnet-nano:tq1_0 on cpu");
+    assert!(ratio["tokens_per_second"].as_f64().is_some_and(|x| x > 0.0));
+    assert_eq!(files(dir.path()), 1, "made models are gone");
+
+    let text =
+        String::from_utf8(bench(dir.path(), "infer -m nano.gguf --device cpu --threads 1 --reps 1").stdout)
+            .unwrap();
+    assert!(text.contains("nano.gguf: every repetition gave the same tokens"), "{text}");
+}
+
+#[test]
+fn memory_is_measured_by_loading() {
+    let dir = tempfile::tempdir().unwrap();
+    nano_model(dir.path());
+    let line = "memory nano.gguf bitnet-tiny:tq2_0 --device cpu --threads 1 --context 64 --seq-len 32";
+    let report = json(&bench(dir.path(), &format!("{line} --json")));
+    let models = report["models"].as_array().unwrap();
+    assert_eq!(models.len(), 2);
+    for model in models {
+        assert_eq!(model["failed"].as_array().map(Vec::len), Some(0), "{model}");
+        let inference =
+            |key: &str| model["inference"][key].as_u64().unwrap_or_else(|| panic!("`{key}` of {model}"));
+        let file = model["file_bytes"].as_u64().unwrap();
+        // The file has a table and a tokenizer, too; a CPU may repack what it multiplies.
+        assert!(inference("weights") > file / 2 && inference("weights") < 2 * file, "{model}");
+        assert!(inference("compute") > 0);
+        let training = &model["training"];
+        assert_eq!(training["allocated_bytes"], training["predicted_bytes"], "{model}");
+    }
+    // Two blocks of keys and values in f16, 256 wide, for 256 tokens: libllama makes its caches multiples of that.
+    assert_eq!(models[0]["inference"]["kv"], 2 * 2 * 2 * 256 * 256);
+    assert_eq!(files(dir.path()), 1, "nothing is left behind");
+
+    let output = bench(dir.path(), "memory no-such-shape:tq2_0 --device cpu");
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+}

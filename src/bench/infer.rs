@@ -123,7 +123,7 @@ pub fn infer(
 }
 
 /// Computes `tokens` and looks up the most probable next one, which also waits for the device.
-fn most_probable(context: &mut Context, tokens: &[Token]) -> Result<Token> {
+pub(super) fn most_probable(context: &mut Context, tokens: &[Token]) -> Result<Token> {
     let row = context.feed(tokens)?;
     Ok(argmax(context.logits(row)?) as Token)
 }

@@ -82,7 +82,7 @@ pub fn kernels(
 }
 
 /// Numbers that no kernel treats specially: small floats, ids in range, valid ternary blocks.
-fn fill(t: &Tensor) -> crate::ggml::Result<()> {
+pub fn fill(t: &Tensor) -> crate::ggml::Result<()> {
     let mut rng = ChaCha8Rng::seed_from_u64(t.nbytes() as u64);
     let mut bytes = vec![0; t.nbytes()];
     match t.dtype() {

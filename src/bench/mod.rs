@@ -3,6 +3,8 @@
 //! ```text
 //! kernels one operation of a training step after the other
 //! train   optimizer steps exactly as the trainer takes them
+//! protocol  the published way to measure answers
+//! memory  what libllama allocates for a model
 //! infer   prompts and generated tokens through libllama
 //! ```
 //! It never prints and never chooses a model or a device. What a figure includes stands at the function that takes it.
@@ -10,12 +12,16 @@
 mod error;
 mod infer;
 mod kernels;
+mod memory;
+mod protocol;
 mod train;
 
 pub use error::{Error, Result};
 pub use infer::{infer, InferConfig, InferFigures, Test, PROMPT_BEFORE_GENERATE};
-pub use kernels::{kernels, KernelFigure, Shape as KernelShape};
-pub use train::{train, Parts, TrainConfig, TrainFigures};
+pub use kernels::{fill, kernels, KernelFigure, Shape as KernelShape};
+pub use memory::{loaded, Loaded};
+pub use protocol::{answer, Answers, Figures, Protocol, PUBLISHED};
+pub use train::{random_rows, train, Layout, Parts, TrainConfig, TrainFigures};
 
 /// Several measurements of one thing.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]

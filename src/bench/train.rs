@@ -1,15 +1,17 @@
 //! Optimizer steps, timed: the engine does in each what the trainer has it do.
 //!
-//! Every step sees the same random tokens, each position with a target, so that the loss falls where training works and
-//! the work is the most that a step of this many tokens can be.
+//! Every step sees the same random tokens, so that the loss falls where training works. In full rows each position has a
+//! target: the most work that a step of this many tokens can be. Packed and padded rows hold samples of a real data
+//! set's lengths.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
-use crate::data::Row;
+use crate::data::{epoch_rows, Origin, PackMode, Row, Sample};
 use crate::ggml::Backend;
 use crate::train::{Engine, MicroBatch};
 
@@ -25,6 +27,7 @@ pub struct TrainConfig {
     pub n_vocab: usize,
     /// Rows of the engine's length per optimizer step.
     pub n_rows: usize,
+    pub layout: Layout,
     /// Steps that are timed.
     pub steps: usize,
     /// Steps before them that are not: pipelines are compiled in the first.
@@ -34,9 +37,31 @@ pub struct TrainConfig {
     pub seed: u64,
 }
 
+/// How samples lie in rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Layout {
+    /// One sample of a row's length in each, all of it trained.
+    Full,
+    /// As many samples to a row as fit.
+    Packed,
+    /// One sample to a row, padded.
+    Padded,
+}
+
+/// Samples of packed and padded rows, as many as the published run has, ...
+const SAMPLES: usize = 297;
+/// ... and as long: 61 tokens on average, of which the last third is the answer.
+const SAMPLE_TOKENS: std::ops::RangeInclusive<usize> = 31..=91;
+
 /// What came out.
 #[derive(Clone, Debug)]
 pub struct TrainFigures {
+    /// Tokens of a step that are a sample's, and those of them that are trained.
+    pub useful_tokens: usize,
+    pub trained_tokens: usize,
+    /// Rows that all samples make; none where rows are full.
+    pub epoch_rows: Option<usize>,
     /// Seconds of one step on the host's clock: from laying out the rows to the end of the update on the device, the
     /// loss and the gradient's norm read back.
     pub seconds: Spread,
@@ -75,7 +100,8 @@ pub fn train(
     interrupt: &AtomicBool,
     progress: &mut dyn FnMut(usize, f64),
 ) -> Result<TrainFigures> {
-    let bench = Bench { engine, backend, rows: random_rows(config, engine.config().seq_len) };
+    let (rows, epoch_rows) = rows(config, engine.config().seq_len)?;
+    let bench = Bench { engine, backend, rows };
     let mut seconds = Vec::with_capacity(config.warmup + config.steps);
     let mut losses = Vec::with_capacity(seconds.capacity());
     for step in 0..config.warmup + config.steps {
@@ -93,6 +119,9 @@ pub fn train(
         parts.push(bench.parts(losses.len() + i)?);
     }
     Ok(TrainFigures {
+        useful_tokens: bench.rows.iter().map(Row::n_used).sum(),
+        trained_tokens: bench.n_targets(),
+        epoch_rows,
         first_seconds: seconds.first().copied().unwrap_or_default(),
         first_loss: losses.first().copied().unwrap_or_default(),
         last_loss: losses.last().copied().unwrap_or_default(),
@@ -108,18 +137,43 @@ fn check(interrupt: &AtomicBool) -> Result<()> {
     }
 }
 
-/// Rows of one sample each that fills them.
-fn random_rows(config: &TrainConfig, seq_len: usize) -> Vec<Row> {
+/// The rows of a step, and how many an epoch has, if rows hold samples.
+fn rows(config: &TrainConfig, seq_len: usize) -> Result<(Vec<Row>, Option<usize>)> {
+    let mode = match config.layout {
+        Layout::Full => return Ok((random_rows(config.n_rows, seq_len, config.n_vocab, config.seed), None)),
+        Layout::Packed => PackMode::Pack,
+        Layout::Padded => PackMode::NoPack,
+    };
     let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
+    let sample = |line| {
+        let n = rng.random_range(SAMPLE_TOKENS).min(seq_len);
+        let answer = n - n.div_ceil(3);
+        Sample {
+            tokens: (0..n).map(|_| rng.random_range(0..config.n_vocab) as i32).collect(),
+            train: (0..n).map(|i| i >= answer).collect(),
+            origin: Origin { file: Path::new("random").into(), line },
+            label: None,
+            answer_start: answer,
+            answer_end: n,
+            truncated: None,
+        }
+    };
+    let samples: Vec<Sample> = (1..=SAMPLES).map(sample).collect();
+    let all = epoch_rows(&samples, seq_len, config.seed, 0, mode).map_err(crate::train::Error::from)?;
+    Ok((all.iter().cycle().take(config.n_rows).cloned().collect(), Some(all.len())))
+}
+
+/// `n` rows of one sample each that fills them, every position a target.
+pub fn random_rows(n: usize, seq_len: usize, n_vocab: usize, seed: u64) -> Vec<Row> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let row = |i| {
-        let mut tokens: Vec<i32> =
-            (0..=seq_len).map(|_| rng.random_range(0..config.n_vocab) as i32).collect();
+        let mut tokens: Vec<i32> = (0..=seq_len).map(|_| rng.random_range(0..n_vocab) as i32).collect();
         let targets = tokens[1..].to_vec();
         tokens.truncate(seq_len);
         let positions = (0..seq_len as i32).collect();
         Row { tokens, positions, targets, segments: vec![0; seq_len], samples: vec![i] }
     };
-    (0..config.n_rows).map(row).collect()
+    (0..n).map(row).collect()
 }
 
 struct Bench<'a> {
@@ -228,11 +282,26 @@ mod tests {
     use super::*;
 
     #[test]
+    fn packed_rows_hold_what_padded_rows_waste() {
+        let rows = |layout, n_rows| {
+            let config = TrainConfig { n_vocab: 50, n_rows, layout, steps: 1, warmup: 0, parts: 0, seed: 7 };
+            rows(&config, 512).unwrap()
+        };
+        let (padded, in_all) = rows(Layout::Padded, 400);
+        assert_eq!((padded.len(), in_all), (400, Some(SAMPLES)));
+        assert!(padded.iter().all(|row| row.samples.len() == 1 && row.n_used() <= 91));
+        let (packed, in_all) = rows(Layout::Packed, 2);
+        assert!(in_all.is_some_and(|n| n < SAMPLES / 7), "{in_all:?}");
+        for row in &packed {
+            assert!(row.n_used() > 400 && row.n_targets() > 100 && row.n_targets() < row.n_used() / 2);
+        }
+    }
+
+    #[test]
     fn rows_are_full_seeded_and_all_target() {
-        let config = TrainConfig { n_vocab: 50, n_rows: 3, steps: 1, warmup: 0, parts: 0, seed: 7 };
-        let rows = random_rows(&config, 16);
-        assert_eq!(rows, random_rows(&config, 16));
-        assert_ne!(rows, random_rows(&TrainConfig { seed: 8, ..config }, 16));
+        let rows = random_rows(3, 16, 50, 7);
+        assert_eq!(rows, random_rows(3, 16, 50, 7));
+        assert_ne!(rows, random_rows(3, 16, 50, 8));
         assert_eq!(rows.len(), 3);
         for row in &rows {
             assert_eq!((row.n_used(), row.n_targets()), (16, 16));

@@ -11,8 +11,8 @@ use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 
 use crate::commands::ui::{Outcome, Ui, Verbosity};
 use crate::commands::{
-    bench, chat, completions, convert, data, devices, eval, export, generate, inspect, man, quantize, synth,
-    train, verify,
+    bench, chat, completions, convert, data, devices, eval, export, generate, inspect, man, plan, quantize,
+    synth, train, verify,
 };
 use crate::{ggml, llama};
 
@@ -67,6 +67,7 @@ enum Command {
     Export(export::Args),
     Convert(convert::Args),
     Quantize(quantize::Args),
+    Plan(Box<plan::Args>),
     Bench(bench::Args),
     Verify(verify::Args),
     Synth(synth::Args),
@@ -87,6 +88,7 @@ impl Command {
             Self::Export(args) => export::run(args, ui),
             Self::Convert(args) => convert::run(args, ui),
             Self::Quantize(args) => quantize::run(args, ui),
+            Self::Plan(args) => plan::run(*args, ui),
             Self::Bench(args) => bench::run(args, ui),
             Self::Verify(args) => verify::run(args, ui),
             Self::Synth(args) => synth::run(args, ui),

@@ -10,7 +10,8 @@ use super::ui::{Outcome, Ui};
 use crate::ggml::{peak_host_bytes, GgufFile};
 use crate::model::adapter::AdapterFile;
 use crate::model::LoraConfig;
-use crate::train::{evaluate, EngineConfig, Evaluation};
+use crate::plan::Request;
+use crate::train::{evaluate, Evaluation};
 
 /// Loss, perplexity and (for data with labels) accuracy of a model on a data set
 #[derive(Debug, clap::Args)]
@@ -87,9 +88,15 @@ fn evaluate_all(args: &Args, ui: &Ui) -> anyhow::Result<Outcome> {
     };
     let data = args.tokens.load(&args.network.model, &[&args.data], None, ui)?.remove(0);
     let machine = args.network.machine.open()?;
-    let model = args.network.machine.load(&file, args.tokens.seq_len, &machine, ui)?;
-    let config = EngineConfig { seq_len: args.tokens.seq_len, n_rows: 1, lora, training: None };
-    let engine = args.network.machine.engine(&model, &machine, &config, ROWS)?;
+    let request = Request {
+        seq_len: args.tokens.seq_len,
+        rows_per_step: ROWS,
+        n_rows: None,
+        lora,
+        training: None,
+        any_recompute: false,
+    };
+    let (_, engine) = args.network.machine.ready(&file, &machine, &request, ui)?;
 
     let run = |what: &'static str| -> anyhow::Result<Figures> {
         let bar = ui.progress(what, 0);

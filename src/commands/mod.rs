@@ -1,7 +1,7 @@
 //! One file per subcommand: flags, validated into a config, handed to an engine, its answer written out.
 //!
 //! Each file has `pub struct Args` (`clap::Args`) and `pub fn run(args: Args, ui: &Ui) -> anyhow::Result<Outcome>`.
-//! To add one: a new file here, a `pub mod` line, and one variant in `cli::Command`. `ui`, `exact`, `inference` and `network` are no
+//! To add one: a new file here, a `pub mod` line, and one variant in `cli::Command`. `ui`, `exact`, `inference`, `memory` and `network` are no
 //! commands but what commands share.
 
 pub mod bench;
@@ -17,7 +17,9 @@ pub mod generate;
 pub mod inference;
 pub mod inspect;
 pub mod man;
+pub mod memory;
 pub mod network;
+pub mod plan;
 pub mod quantize;
 pub mod synth;
 pub mod train;

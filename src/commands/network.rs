@@ -8,12 +8,13 @@ use clap::builder::{RangedI64ValueParser, RangedU64ValueParser};
 use clap::ValueEnum;
 
 use super::exact::ExactArg;
+use super::memory::{parse_bytes, MicroBatchArg};
 use super::ui::{Problem, Ui};
 use crate::data::{Dataset, LossOn, Options};
-use crate::ggml::{self, Backend, Device, DeviceKind, Executor, GgufFile};
+use crate::ggml::{Backend, Device, DeviceKind, GgufFile};
 use crate::llama::{self, ModelParams};
 use crate::model::{self, LoraConfig, Model, Target};
-use crate::train::{AdamW, Engine, EngineConfig, Error, Recompute, TrainingConfig};
+use crate::train::{AdamW, Engine, Recompute, TrainingConfig};
 
 /// Which network, and where it runs.
 #[derive(Debug, clap::Args)]
@@ -27,7 +28,7 @@ pub struct NetworkArgs {
 }
 
 /// Where a network runs.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct MachineArgs {
     /// Device to run on, as `devices` lists them; the first GPU if not given, else the CPU
     #[arg(long, value_name = "NAME")]
@@ -44,9 +45,14 @@ pub struct MachineArgs {
     #[arg(long)]
     pub allow_cpu_fallback: bool,
 
-    /// Rows run at a time; as many as fit if not given
-    #[arg(long, value_name = "ROWS", value_parser = RangedU64ValueParser::<usize>::new().range(1..=65536))]
-    pub micro_batch: Option<usize>,
+    /// Rows run at a time, or `auto`: as many as fit, one on a CPU, which gains nothing from more [default: auto; that
+    /// of the run that is resumed]
+    #[arg(long, value_name = "ROWS")]
+    pub micro_batch: Option<MicroBatchArg>,
+
+    /// Device memory to stay within, such as `6GiB`; what is free if not given
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub memory: Option<u64>,
 }
 
 /// What the adapter is.
@@ -76,9 +82,10 @@ impl LoraArgs {
 /// How the backward is computed.
 #[derive(Debug, clap::Args)]
 pub struct BackwardArgs {
-    /// Compute each block's forward again in the backward: a third more work, memory for one block only
-    #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
-    pub recompute: RecomputeArg,
+    /// Compute each block's forward again in the backward: a third more work, memory for one block only; `auto` does where
+    /// memory is short [default: on; that of the run that is resumed]
+    #[arg(long, value_enum, value_name = "WHEN")]
+    pub recompute: Option<RecomputeArg>,
 
     /// 8-bit integers that a gradient is cut into for the products with ternary weights: 2 keeps 15 bits of it, 1 is
     /// faster
@@ -87,19 +94,24 @@ pub struct BackwardArgs {
 }
 
 /// `--recompute`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum RecomputeArg {
-    #[default]
     On,
     Off,
+    Auto,
 }
 
 impl BackwardArgs {
-    /// What the engine is told.
+    /// Whether the program chooses.
+    pub fn any_recompute(&self) -> bool {
+        self.recompute == Some(RecomputeArg::Auto)
+    }
+
+    /// What the engine is told; of `auto`, what it falls back to.
     pub fn config(&self, adamw: AdamW) -> TrainingConfig {
         let recompute = match self.recompute {
-            RecomputeArg::On => Recompute::On,
-            RecomputeArg::Off => Recompute::Off,
+            None | Some(RecomputeArg::On | RecomputeArg::Auto) => Recompute::On,
+            Some(RecomputeArg::Off) => Recompute::Off,
         };
         TrainingConfig { recompute, adamw, backward_limbs: self.backward_limbs }
     }
@@ -157,6 +169,18 @@ pub struct Machine {
     fallback: Option<Backend>,
 }
 
+impl Machine {
+    /// The CPU, where it may step in.
+    pub fn fallback(&self) -> Option<&Backend> {
+        self.fallback.as_ref()
+    }
+
+    /// Whether graphs may be split between two devices.
+    pub fn splits(&self) -> bool {
+        self.fallback.is_some()
+    }
+}
+
 impl MachineArgs {
     /// Opens the device.
     pub fn open(&self) -> anyhow::Result<Machine> {
@@ -183,30 +207,6 @@ impl MachineArgs {
         })?;
         check_context(&model, file.path(), seq_len)?;
         Ok(model)
-    }
-
-    /// Builds the engine: with the rows per micro-batch that were asked for, else with the most, up to `most`, for which
-    /// there is memory. A CPU gains nothing from more than one row.
-    pub fn engine(
-        &self,
-        model: &Model,
-        machine: &Machine,
-        config: &EngineConfig,
-        most: usize,
-    ) -> anyhow::Result<Engine> {
-        let on_cpu = machine.backend.device().kind() == DeviceKind::Cpu;
-        let mut n_rows = self.micro_batch.unwrap_or(if on_cpu { 1 } else { most }).min(most).max(1);
-        loop {
-            let exec = Executor::new(&machine.backend, machine.fallback.as_ref());
-            match Engine::new(model, exec, EngineConfig { n_rows, ..config.clone() }) {
-                Err(Error::Ggml(ggml::Error::OutOfDeviceMemory { .. }))
-                    if n_rows > 1 && self.micro_batch.is_none() =>
-                {
-                    n_rows /= 2;
-                }
-                result => return Ok(result?),
-            }
-        }
     }
 }
 
@@ -248,7 +248,7 @@ impl DataArgs {
 }
 
 /// Refuses rows longer than the context that the model was trained on.
-fn check_context(model: &Model, path: &Path, seq_len: usize) -> anyhow::Result<()> {
+pub fn check_context(model: &Model, path: &Path, seq_len: usize) -> anyhow::Result<()> {
     if seq_len > model.hp.n_ctx_train {
         return Err(Problem::new(
             format!(

@@ -13,7 +13,8 @@ use crate::synth;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// bitnet-nano, bitnet-tiny, bitnet-125m, bitnet-0.7b, bitnet-1b, bitnet-2.7b, bitnet-7b, bitnet-13b,
-    /// bitnet-b1.58-tiny or bitnet-b1.58-2b-4t
+    /// bitnet-b1.58-tiny, bitnet-b1.58-2b-4t, or of Llama's architecture gemma-3-1b-like, gemma-3-4b-like, qwen3-1.7b-like
+    /// or qwen3-4b-like
     #[arg(long, value_name = "NAME")]
     shape: String,
     /// Type of the linear layers: tq1_0, tq2_0, f16, q8_0 or q4_0

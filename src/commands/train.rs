@@ -8,17 +8,16 @@ use clap::builder::RangedU64ValueParser;
 use clap::ValueEnum;
 use serde::Serialize;
 
-use super::network::{
-    default_batch, device_bytes, BackwardArgs, DataArgs, LoraArgs, Machine, NetworkArgs, RecomputeArg,
-};
+use super::network::{default_batch, device_bytes, BackwardArgs, DataArgs, LoraArgs, Machine, NetworkArgs};
 use super::ui::{Interrupt, Outcome, Progress, Ui};
 use crate::data::{Dataset, PackMode};
 use crate::ggml::{peak_host_bytes, GgufFile, EXACT_VERSION};
 use crate::model::adapter::AdapterFile;
 use crate::model::{LoraConfig, Model};
+use crate::plan::Request;
 use crate::train::{
-    data_hash, latest_checkpoint, model_hash, steps_in, AdamW, Checkpoint, Cursor, Decay, Engine,
-    EngineConfig, EvalRecord, How, Observer, Report, RunConfig, Schedule, StepRecord, Stop, Trainer,
+    data_hash, latest_checkpoint, model_hash, steps_in, AdamW, Checkpoint, Cursor, Decay, Engine, EvalRecord,
+    How, Observer, Recompute, Report, RunConfig, Schedule, StepRecord, Stop, Trainer,
 };
 
 /// Train a LoRA adapter on a file of chats
@@ -163,15 +162,11 @@ fn train(args: &Args, ui: &Ui) -> anyhow::Result<Outcome> {
     let free_before = machine.backend.device().memory().0;
     let mut config = run_config(args, &lora, &file, &data, &machine, time)?;
     stored.as_ref().map_or(Ok(()), |stored| config.check_same_run(stored, &args.out))?;
-    let model = args.network.machine.load(&file, args.tokens.seq_len, &machine, ui)?;
-    let engine_config = EngineConfig {
-        seq_len: config.seq_len,
-        n_rows: 1,
-        lora: Some(lora),
-        training: Some(args.backward.config(config.adamw.clone())),
-    };
-    let engine = args.network.machine.engine(&model, &machine, &engine_config, config.rows_per_step())?;
-    config.how.micro_batch_rows = engine.config().n_rows;
+    let request = request(args, &config, lora, stored.as_ref());
+    let (model, engine) = args.network.machine.ready(&file, &machine, &request, ui)?;
+    let chosen = engine.config();
+    config.how.micro_batch_rows = chosen.n_rows;
+    config.how.recompute = chosen.training.as_ref().is_some_and(|t| t.recompute == Recompute::On);
     let cursor = start(args, &engine, &config, init.as_ref(), checkpoint.as_deref())?;
     describe(ui, args, &config, &data, &engine, cursor);
 
@@ -282,7 +277,7 @@ fn run_config(
             device_description: device.description().into(),
             threads: machine.threads,
             micro_batch_rows: 0,
-            recompute: args.backward.recompute == RecomputeArg::On,
+            recompute: false,
             eval_data: args.eval_data.clone(),
             eval_every: args.eval_every,
             save_every: args.save_every,
@@ -294,6 +289,24 @@ fn run_config(
         None => steps_in(&config, data)?,
     };
     Ok(config)
+}
+
+/// What the engine is to be built for. A run that is gone on with keeps its micro-batch and its recompute,
+/// unless the flag is given.
+fn request(args: &Args, config: &RunConfig, lora: LoraConfig, stored: Option<&RunConfig>) -> Request {
+    let kept = stored.filter(|_| args.network.machine.micro_batch.is_none()).map(|s| s.how.micro_batch_rows);
+    let mut training = args.backward.config(config.adamw.clone());
+    if let Some(stored) = stored.filter(|_| args.backward.recompute.is_none()) {
+        training.recompute = if stored.how.recompute { Recompute::On } else { Recompute::Off };
+    }
+    Request {
+        seq_len: config.seq_len,
+        rows_per_step: config.rows_per_step(),
+        n_rows: kept.filter(|&n| n > 0),
+        lora: Some(lora),
+        training: Some(training),
+        any_recompute: args.backward.any_recompute(),
+    }
 }
 
 /// Seconds since 1970.
@@ -335,10 +348,11 @@ fn describe(ui: &Ui, args: &Args, config: &RunConfig, data: &Dataset, engine: &E
         engine.lora().map_or(0, |l| l.n_params()),
     ));
     ui.info(format_args!(
-        "{} steps of {} tokens, {} rows at a time, on {} ({}), {:.2} GB",
+        "{} steps of {} tokens, {} rows at a time, recompute {}, on {} ({}), {:.2} GB",
         config.schedule.total,
         config.batch_tokens,
         config.how.micro_batch_rows,
+        if config.how.recompute { "on" } else { "off" },
         config.how.device,
         config.how.device_description,
         engine.device_bytes() as f64 / 1e9,

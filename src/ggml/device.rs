@@ -132,6 +132,8 @@ fn setup() -> MutexGuard<'static, ()> {
 #[derive(Clone)]
 pub struct Backend {
     stream: Rc<Stream>,
+    /// See [`Backend::sizing`].
+    sizing: bool,
 }
 
 impl Backend {
@@ -143,7 +145,7 @@ impl Backend {
             unsafe { sys::qvac_dev_init(device.raw(), std::ptr::null(), err, size) }
         })
         .map_err(|f| Error::DeviceInit { device: device.name.clone(), reason: f.reason })?;
-        let backend = Self { stream: Stream::new(ptr, device) };
+        let backend = Self { stream: Stream::new(ptr, device), sizing: false };
         backend.set_n_threads(n_threads);
         Ok(backend)
     }
@@ -182,6 +184,17 @@ impl Backend {
         (!f.is_null()).then_some(f)
     }
 
+    /// The same device, to find out how much memory something needs: tensors get addresses, as they would, but no memory.
+    /// What is written to them goes nowhere; to read them or to compute is an error.
+    pub fn sizing(&self) -> Self {
+        Self { sizing: true, ..self.clone() }
+    }
+
+    /// Whether it is one of [`Self::sizing`].
+    pub fn is_sizing(&self) -> bool {
+        self.sizing
+    }
+
     pub fn device(&self) -> &Device {
         self.stream.device()
     }
@@ -216,6 +229,10 @@ impl Backend {
         let buft = self.buffer_type();
         // SAFETY: a live context and buffer type; allocates nothing.
         let bytes = unsafe { sys::ggml_backend_alloc_ctx_tensors_from_buft_size(ctx.raw(), buft) };
+        if self.sizing {
+            self.address(ctx)?;
+            return Ok(bytes);
+        }
         let buffer = ffi::pointer(|err, size| {
             // SAFETY: a live context and buffer type.
             unsafe { sys::qvac_alloc_ctx_tensors_from_buft(ctx.raw(), buft, err, size) }
@@ -230,7 +247,37 @@ impl Backend {
         // SAFETY: the buffer was made above.
         Ok(unsafe { sys::ggml_backend_buffer_get_size(buffer.ptr.as_ptr()) })
     }
+
+    /// Gives every tensor of `ctx` that has none yet an address in a buffer without memory.
+    fn address(&self, ctx: &Context) -> Result<()> {
+        let buft = self.buffer_type();
+        // SAFETY: a live buffer type; of no bytes upstream makes a buffer that has none and is none of the device's.
+        let buffer = NonNull::new(unsafe { sys::ggml_backend_buft_alloc_buffer(buft, 0) })
+            .ok_or(Error::OutOfHostMemory { bytes: 0 })?;
+        let buffer = Rc::new(Buffer { ptr: buffer, _backend: self.clone() });
+        ctx.keep(&buffer);
+        // SAFETY: a live buffer type.
+        let align = unsafe { sys::ggml_backend_buft_get_alignment(buft) };
+        let mut at = FIRST_ADDRESS;
+        // SAFETY: walks the live tensors of a live context and writes to fields of those that lie nowhere yet.
+        unsafe {
+            let mut next = sys::ggml_get_first_tensor(ctx.raw());
+            while let Some(t) = next.as_mut() {
+                if t.data.is_null() && t.view_src.is_null() {
+                    t.buffer = buffer.ptr.as_ptr();
+                    t.data = std::ptr::without_provenance_mut(at);
+                    at += sys::ggml_backend_buft_get_alloc_size(buft, t).next_multiple_of(align);
+                }
+                next = sys::ggml_get_next_tensor(ctx.raw(), next);
+            }
+        }
+        Ok(())
+    }
 }
+
+/// Where buffers without memory begin: a page that no pointer leads to, aligned for every device. ggml-vulkan takes offsets
+/// in its buffers from this address.
+const FIRST_ADDRESS: usize = 0x1000;
 
 /// A device's memory; the context whose tensors lie in it keeps it alive.
 struct Buffer {

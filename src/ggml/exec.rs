@@ -49,7 +49,7 @@ impl Executor {
             .arenas
             .borrow()
             .iter()
-            .map(|a| unsafe { sys::ggml_gallocr_get_buffer_size(a.ptr.as_ptr(), 0) })
+            .map(|a| unsafe { sys::ggml_gallocr_get_buffer_size(a.ptr.as_ptr(), 0) }.max(a.sized.get()))
             .sum::<usize>();
         arenas + self.schedulers.get()
     }
@@ -60,7 +60,7 @@ impl Executor {
         // SAFETY: a live buffer type.
         let ptr = ffi::pointer(|err, size| unsafe { sys::qvac_gallocr_new(buft, err, size) })
             .map_err(|f| self.out_of_memory(f.reason, 0))?;
-        let allocator = Rc::new(Allocator { ptr, _backend: self.backend.clone() });
+        let allocator = Rc::new(Allocator { ptr, sized: Cell::new(0), _backend: self.backend.clone() });
         self.arenas.borrow_mut().push(allocator.clone());
         Ok(Arena { exec: self, allocator, reserved: 0, placed: false })
     }
@@ -68,7 +68,7 @@ impl Executor {
     /// Places `graphs` into one arena.
     pub fn plan(&self, graphs: Vec<Graph>) -> Result<Vec<Plan>> {
         let mut arena = self.arena()?;
-        graphs.iter().try_for_each(|g| arena.reserve(g))?;
+        graphs.iter().try_for_each(|g| arena.reserve(g).map(drop))?;
         graphs.into_iter().map(|g| arena.place(g)).collect()
     }
 
@@ -115,6 +115,9 @@ impl Executor {
     }
 
     pub(super) fn run(&self, graph: *mut sys::ggml_cgraph) -> Result<()> {
+        if self.backend.is_sizing() {
+            return Err(Error::Graph { expected: "memory to compute in" });
+        }
         self.backend.submits()?;
         // SAFETY: a live graph whose tensors have memory that this backend can use. Graph, tensors and memory stay until
         // it is computed: what frees them waits.
@@ -161,30 +164,33 @@ pub struct Arena<'e> {
 }
 
 impl Arena<'_> {
-    /// Makes the buffer large enough for `graph`. All reservations come before the first placement, which fixes the
-    /// buffer.
-    pub fn reserve(&mut self, graph: &Graph) -> Result<()> {
+    /// Makes the buffer large enough for `graph`, and says how large that is by itself (0 where a graph gets memory of its
+    /// own). All reservations come before the first placement, which fixes the buffer.
+    pub fn reserve(&mut self, graph: &Graph) -> Result<usize> {
         if self.placed {
             return Err(Error::Graph { expected: "all reservations before the first placement" });
         }
         self.reserved += 1;
         if self.exec.fallback.is_some() {
-            return Ok(());
+            return Ok(0);
         }
         self.exec.check(graph)?;
+        let bytes = self.bytes_for(graph);
+        if self.exec.backend.is_sizing() {
+            self.allocator.sized.set(bytes.max(self.allocator.sized.get()));
+            return Ok(bytes);
+        }
         let reserved = self.exec.checked(|err, size| {
             // SAFETY: a live allocator and a live graph.
             unsafe { sys::qvac_gallocr_reserve(self.allocator.ptr.as_ptr(), graph.raw(), err, size) }
         });
         match reserved {
-            Err(Error::OutOfDeviceMemory { what, .. }) => {
-                Err(self.exec.out_of_memory(what, self.bytes_for(graph)))
-            }
-            result => result,
+            Err(Error::OutOfDeviceMemory { what, .. }) => Err(self.exec.out_of_memory(what, bytes)),
+            result => result.map(|()| bytes),
         }
     }
 
-    /// How much `graph` asks for; allocates nothing.
+    /// How much `graph` asks for. Allocates nothing; a buffer that is too small for it is given back.
     fn bytes_for(&self, graph: &Graph) -> usize {
         let mut bytes = 0;
         // SAFETY: a live allocator of one buffer, whose size is written, and a live graph.
@@ -209,6 +215,7 @@ impl Arena<'_> {
         self.reserved -= 1;
         let memory = match &self.exec.fallback {
             Some(cpu) => Memory::Scheduler(self.schedule(&graph, cpu)?),
+            None if self.exec.backend.is_sizing() => Memory::Arena(self.allocator.clone()),
             None => {
                 self.exec.checked(|err, size| {
                     // SAFETY: a live allocator, and a graph for which its buffer is large enough.
@@ -298,6 +305,8 @@ enum Memory {
 
 struct Allocator {
     ptr: NonNull<sys::ggml_gallocr>,
+    /// Bytes of the hungriest graph, where none are allocated.
+    sized: Cell<usize>,
     _backend: Backend,
 }
 

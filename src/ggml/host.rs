@@ -1,5 +1,24 @@
 //! What the operating system knows of this process's memory.
 
+/// Bytes of main memory that could be had without swapping, or none where the system does not tell.
+pub fn free_host_bytes() -> Option<u64> {
+    proc_field("/proc/meminfo", "MemAvailable")
+}
+
+/// Bytes of main memory that this process holds and no file backs, or none where the system does not tell.
+pub fn own_host_bytes() -> Option<u64> {
+    let of = |field| proc_field("/proc/self/status", field);
+    Some(of("RssAnon")? + of("RssShmem")?)
+}
+
+/// A field of a file of lines `Field:  123 kB`, in bytes.
+fn proc_field(path: &str, field: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix(field)?.strip_prefix(':'))?;
+    let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kilobytes * 1024)
+}
+
 /// The most bytes of main memory that this process has held at once, or none where the system does not tell.
 pub fn peak_host_bytes() -> Option<u64> {
     #[cfg(unix)]

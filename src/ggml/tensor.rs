@@ -159,6 +159,7 @@ impl Tensor {
     /// Copies the data from the device into `data`, whose length is the number of elements.
     pub fn download_into<T: Element>(&self, data: &mut [T]) -> Result<()> {
         self.check_copy::<T>("download", data.len())?;
+        self.check_memory("download")?;
         // SAFETY: the tensor has a buffer and exactly as many bytes as `data`; any bits are a value of `T`.
         self.copied("download", |err, size| unsafe {
             sys::qvac_tensor_get(self.raw(), data.as_mut_ptr().cast(), 0, size_of_val(data), err, size)
@@ -178,6 +179,7 @@ impl Tensor {
     pub fn download_bytes(&self) -> Result<Vec<u8>> {
         let mut bytes = vec![0; self.nbytes()];
         self.check_range("download_bytes", 0, bytes.len())?;
+        self.check_memory("download_bytes")?;
         // SAFETY: the tensor has a buffer and `bytes` is as long as its data.
         self.copied("download_bytes", |err, size| unsafe {
             sys::qvac_tensor_get(self.raw(), bytes.as_mut_ptr().cast(), 0, bytes.len(), err, size)
@@ -199,6 +201,19 @@ impl Tensor {
         // SAFETY: the tensor that a view looks at is kept alive by the context.
         let viewed = unsafe { t.view_src.as_ref() };
         NonNull::new(viewed.map_or(t.buffer, |v| v.buffer))
+    }
+
+    /// Whether its buffer is of a [`Backend::sizing`](super::Backend::sizing).
+    fn is_sized_only(&self) -> bool {
+        // SAFETY: a live buffer.
+        self.buffer().is_some_and(|b| unsafe { sys::ggml_backend_buffer_get_size(b.as_ptr()) } == 0)
+    }
+
+    fn check_memory(&self, op: &'static str) -> Result<()> {
+        match self.is_sized_only() {
+            true => Err(self.shape_error(op, "memory", "an address only")),
+            false => Ok(()),
+        }
     }
 
     fn check_copy<T: Element>(&self, op: &'static str, len: usize) -> Result<()> {
@@ -231,6 +246,9 @@ impl Tensor {
         op: &'static str,
         call: impl FnOnce(*mut std::ffi::c_char, usize) -> sys::qvac_status,
     ) -> Result<()> {
+        if self.is_sized_only() {
+            return Ok(());
+        }
         settle(self.buffer())?;
         ffi::status(call).map_err(|f| Error::Copy { tensor: self.name(), op, reason: f.reason })
     }
@@ -261,6 +279,14 @@ impl Tensor {
             return Err(self.shape_error("place_in", &format!("a multiple of {align}"), &offset.to_string()));
         }
         self.ctx.keep_context(&flat.ctx);
+        if flat.is_sized_only() {
+            // SAFETY: two fields of a live tensor; nothing follows an address in a buffer without memory.
+            unsafe {
+                (*self.raw()).buffer = f.buffer;
+                (*self.raw()).data = f.data.cast::<u8>().wrapping_add(offset).cast();
+            }
+            return Ok(());
+        }
         // SAFETY: the range lies within `flat`'s data, which lies within the buffer.
         let status = unsafe {
             let address = f.data.cast::<u8>().wrapping_add(offset).cast();

@@ -15,10 +15,17 @@ use llama_sys as sys;
 
 /// How many lines are kept; a failing load logs fewer than ten.
 const KEPT: usize = 64;
+/// How many reports of buffers are kept; a model and a context give a handful.
+const MOST_BUFFERS: usize = 512;
 
 static VERBOSE: AtomicBool = AtomicBool::new(false);
-static LINES: Mutex<Lines> =
-    Mutex::new(Lines { next: 0, level: Level::Info, partial: String::new(), kept: VecDeque::new() });
+static LINES: Mutex<Lines> = Mutex::new(Lines {
+    next: 0,
+    level: Level::Info,
+    partial: String::new(),
+    kept: VecDeque::new(),
+    buffers: Vec::new(),
+});
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Level {
@@ -36,6 +43,42 @@ struct Lines {
     partial: String,
     /// Completed warnings and errors.
     kept: VecDeque<Line>,
+    /// Buffers that this thread's models and contexts were given, since they were last taken.
+    buffers: Vec<(ThreadId, Buffer)>,
+}
+
+/// A buffer that libllama allocated, as its log tells; there is no C function that does.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Buffer {
+    /// `model`, `KV`, `compute` or `output`.
+    pub what: String,
+    /// The backend's name for the memory: `Vulkan0`, `CPU_Mapped`.
+    pub place: String,
+    /// To a hundredth of a MiB.
+    pub bytes: u64,
+}
+
+impl Buffer {
+    /// Of `f: Vulkan0 model buffer size = 12.50 MiB`.
+    fn of_line(line: &str) -> Option<Self> {
+        let (head, size) = line.split_once(" buffer size =")?;
+        let mut words = head.rsplit(' ').filter(|w| !w.is_empty());
+        let (what, place) = (words.next()?.to_owned(), words.next()?.to_owned());
+        let mib: f64 = size.trim().strip_suffix("MiB")?.trim().parse().ok()?;
+        Some(Self { what, place, bytes: (mib * f64::from(1 << 20)) as u64 })
+    }
+}
+
+/// The buffers that were allocated on this thread since the last call; their reports beyond a few hundred are dropped.
+pub fn take_buffers() -> Vec<Buffer> {
+    ensure_installed();
+    let here = thread::current().id();
+    let mut lines = lock();
+    let (own, others) =
+        std::mem::take(&mut lines.buffers).into_iter().partition(|(thread, _)| *thread == here);
+    lines.buffers = others;
+    let own: Vec<(ThreadId, Buffer)> = own;
+    own.into_iter().map(|(_, buffer)| buffer).collect()
 }
 
 struct Line {
@@ -154,6 +197,9 @@ impl Lines {
                     self.kept.pop_front();
                 }
             }
+            if self.level == Level::Info && self.buffers.len() < MOST_BUFFERS {
+                self.buffers.extend(Buffer::of_line(&line).map(|b| (thread::current().id(), b)));
+            }
             self.next += 1;
         }
     }
@@ -164,7 +210,24 @@ mod tests {
     use super::*;
 
     fn empty() -> Lines {
-        Lines { next: 0, level: Level::Info, partial: String::new(), kept: VecDeque::new() }
+        Lines {
+            next: 0,
+            level: Level::Info,
+            partial: String::new(),
+            kept: VecDeque::new(),
+            buffers: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn sizes_of_buffers_are_read() {
+        let mut lines = empty();
+        lines.push(Some(Level::Info), "load_tensors:      Vulkan0 model buffer size =   12.50 MiB\n");
+        lines.push(Some(Level::Info), "llama_context:        CPU  output buffer size =     0.12 MiB\n");
+        lines.push(Some(Level::Info), "the buffer size = of nothing\n");
+        let found: Vec<_> =
+            lines.buffers.iter().map(|(_, b)| (b.what.as_str(), b.place.as_str(), b.bytes)).collect();
+        assert_eq!(found, [("model", "Vulkan0", 13107200), ("output", "CPU", 125829)]);
     }
 
     #[test]

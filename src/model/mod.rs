@@ -14,7 +14,7 @@ mod spec;
 pub mod survey;
 mod weights;
 
-use crate::ggml::{Backend, GgufFile};
+use crate::ggml::{Backend, GgufFile, Tensor};
 
 pub use adapter::AdapterFile;
 pub use arch::ARCHITECTURES;
@@ -38,6 +38,27 @@ pub struct Model {
 impl Model {
     /// Loads an open GGUF file; `progress` is told the bytes copied so far and in all.
     pub fn load(file: &GgufFile, backend: &Backend, progress: &mut dyn FnMut(u64, u64)) -> Result<Self> {
+        let (arch, hp) = Self::described(file)?;
+        let weights = Weights::load(file, arch, &hp, backend, progress)?;
+        Ok(Self { name: file.get_str("general.name")?.map(Into::into), arch, hp, weights })
+    }
+
+    /// The first `n_layer` layers of a model and its head, each tensor filled by `fill`: to measure what the whole would
+    /// take, without its weights.
+    pub fn shallow(
+        file: &GgufFile,
+        backend: &Backend,
+        n_layer: usize,
+        fill: &dyn Fn(&Tensor) -> crate::ggml::Result<()>,
+    ) -> Result<Self> {
+        let (arch, mut hp) = Self::described(file)?;
+        hp.n_layer = n_layer.min(hp.n_layer);
+        let (weights, tensors) = Weights::laid_out(file, arch, &hp, backend, false)?;
+        tensors.iter().try_for_each(|(_, tensor)| fill(tensor))?;
+        Ok(Self { name: None, arch, hp, weights })
+    }
+
+    fn described(file: &GgufFile) -> Result<(&'static Architecture, Hparams)> {
         // First: of an architecture that is not known, no key's absence is the news.
         let name = file.require_str("general.architecture")?;
         let arch = arch::find(name).ok_or_else(|| Error::Architecture {
@@ -45,8 +66,6 @@ impl Model {
             found: name.into(),
             supported: ARCHITECTURES.iter().map(|a| a.name).collect::<Vec<_>>().join(", "),
         })?;
-        let hp = Hparams::from_gguf(file)?;
-        let weights = Weights::load(file, arch, &hp, backend, progress)?;
-        Ok(Self { name: file.get_str("general.name")?.map(Into::into), arch, hp, weights })
+        Ok((arch, Hparams::from_gguf(file)?))
     }
 }

@@ -78,6 +78,26 @@ impl Weights {
         backend: &Backend,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
+        let (weights, found) = Self::laid_out(file, arch, hp, backend, true)?;
+        let total = found.iter().map(|(_, t)| t.nbytes() as u64).sum();
+        let mut done = 0;
+        for (name, tensor) in &found {
+            tensor.upload_bytes(0, file.data(name)?)?;
+            done += tensor.nbytes() as u64;
+            progress(done, total);
+        }
+        Ok(weights)
+    }
+
+    /// Memory for the weights of `file`, and the tensors by their names in it. Not all of `file`'s layers may be wanted
+    /// where it need not be `whole`.
+    pub(super) fn laid_out(
+        file: &GgufFile,
+        arch: &Architecture,
+        hp: &Hparams,
+        backend: &Backend,
+        whole: bool,
+    ) -> Result<(Self, Vec<(String, Tensor)>)> {
         let ctx = Context::new(file.tensors().len() + 8, 0)?;
         let mut loader = Loader { file, ctx: &ctx, found: Vec::new() };
         let (n_embd, n_ff) = (hp.n_embd as i64, hp.n_ff as i64);
@@ -123,18 +143,12 @@ impl Weights {
                 linear,
             });
         }
-        loader.refuse_unused()?;
-
+        if whole {
+            loader.refuse_unused()?;
+        }
         let found = loader.found;
         let device_bytes = backend.alloc(&ctx, "the model's weights")?;
-        let total = found.iter().map(|(_, t)| t.nbytes() as u64).sum();
-        let mut done = 0;
-        for (name, tensor) in &found {
-            tensor.upload_bytes(0, file.data(name)?)?;
-            done += tensor.nbytes() as u64;
-            progress(done, total);
-        }
-        Ok(Self { tok_embd, output_norm, output, rope_freqs, layers, device_bytes })
+        Ok((Self { tok_embd, output_norm, output, rope_freqs, layers, device_bytes }, found))
     }
 }
 

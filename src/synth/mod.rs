@@ -147,13 +147,7 @@ pub struct Summary {
 
 /// Writes the model; `progress` is told the bytes of tensor data written so far and in all.
 pub fn write(config: &Config, path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<Summary> {
-    config.check()?;
-    let plans = tensors::plan(config);
-    let mut writer = GgufWriter::new();
-    metadata(config, &mut writer);
-    for plan in &plans {
-        writer.add_tensor(&plan.name, &plan.ne, plan.dtype)?;
-    }
+    let (plans, writer) = table(config)?;
     let n_params = plans.iter().map(|p| p.n_rows() as u64 * p.n_per_row() as u64).sum();
     let total = writer.data_size();
     let mut stream = writer.create(path)?;
@@ -179,6 +173,25 @@ pub fn write(config: &Config, path: &Path, progress: &mut dyn FnMut(u64, u64)) -
     }
     let bytes = stream.finish()?;
     Ok(Summary { n_params, bytes })
+}
+
+/// Writes the model's file with zeros for values, which take no room where the file system can leave holes: what there is
+/// to know of a model before it is made.
+pub fn write_empty(config: &Config, path: &Path) -> Result<u64> {
+    let (_, writer) = table(config)?;
+    Ok(writer.create(path)?.finish_empty()?)
+}
+
+/// The model's tensors, and a file that begins with its metadata and their table.
+fn table(config: &Config) -> Result<(Vec<Plan>, GgufWriter)> {
+    config.check()?;
+    let plans = tensors::plan(config);
+    let mut writer = GgufWriter::new();
+    metadata(config, &mut writer);
+    for plan in &plans {
+        writer.add_tensor(&plan.name, &plan.ne, plan.dtype)?;
+    }
+    Ok((plans, writer))
 }
 
 fn rows_of(plan: &Plan, rows: usize, rng: &mut ChaCha8Rng) -> Result<Vec<u8>> {

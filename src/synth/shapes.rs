@@ -1,4 +1,4 @@
-//! The shapes that can be made: those of the BitNet family, and small ones for tests.
+//! The shapes that can be made: those of the BitNet family, small ones for tests, and some to compare with.
 
 use super::Family;
 
@@ -27,6 +27,12 @@ const fn b158(name: &'static str, sizes: [usize; 5], n_vocab: usize) -> Shape {
     Shape { name, family: Family::BitnetB158, n_embd, n_layer, n_head, n_head_kv, n_ff, n_vocab }
 }
 
+/// Of `llama`, with grouped queries and a tied head: for memory and speed beside models of other architectures.
+const fn llama(name: &'static str, sizes: [usize; 5], n_vocab: usize) -> Shape {
+    let [n_embd, n_layer, n_head, n_head_kv, n_ff] = sizes;
+    Shape { name, family: Family::Llama, n_embd, n_layer, n_head, n_head_kv, n_ff, n_vocab }
+}
+
 /// Every shape, the smallest first.
 pub const SHAPES: &[Shape] = &[
     shape("bitnet-nano", [256, 2, 4, 768], 512),
@@ -39,6 +45,11 @@ pub const SHAPES: &[Shape] = &[
     shape("bitnet-2.7b", [2560, 30, 20, 6912], 32000),
     shape("bitnet-7b", [4096, 32, 32, 11008], 32000),
     shape("bitnet-13b", [5120, 40, 40, 13824], 32000),
+    // Sizes of matrices and of caches as near to the real ones as heads of `n_embd / n_head` allow.
+    llama("gemma-3-1b-like", [1152, 26, 4, 1, 6912], 262144),
+    llama("gemma-3-4b-like", [2560, 34, 8, 4, 10240], 262144),
+    llama("qwen3-1.7b-like", [2048, 28, 16, 8, 6144], 151936),
+    llama("qwen3-4b-like", [2560, 36, 20, 10, 9728], 151936),
 ];
 
 /// The shape of that name, with or without `bitnet-`.

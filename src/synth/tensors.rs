@@ -57,6 +57,8 @@ pub(super) fn plan(config: &Config) -> Vec<Plan> {
     // The head (the embedding itself where they are tied) gets what `llama-quantize` would give it.
     let head = match config.dtype {
         Dtype::F16 | Dtype::Q8_0 => config.dtype,
+        // Q6_K's blocks do not divide every width.
+        _ if s.n_embd % Dtype::Q6_K.block_size() != 0 => Dtype::Q8_0,
         _ => Dtype::Q6_K,
     };
     let untied = config.untied && config.family == Family::Llama;

@@ -80,6 +80,8 @@ impl Head<Graph> {
             }
             Ok(Graph::in_order(&ctx, &targets)?)
         };
+        // The chunks take the same memory one after the other: to know how much, one is enough.
+        let n_chunks = if exec.backend().is_sizing() { 1 } else { n_chunks };
         let forward = (0..n_chunks).map(|i| build(i, None)).collect::<Result<_>>()?;
         let backward = match dhidden {
             Some(_) => (0..n_chunks).map(|i| build(i, dhidden)).collect::<Result<_>>()?,

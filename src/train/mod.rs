@@ -5,6 +5,7 @@
 //! batch       packed rows -> tokens, positions, bounds of samples, targets
 //! step        the engine: one block is one graph; forward, backward, update
 //! loss        the head in chunks, and the cross entropy
+//! memory      what the engine's device memory holds
 //! optimizer   AdamW and the gradient norm over the flat adapter
 //! schedule    the learning rate
 //! trainer     epochs, steps, evaluation, checkpoints
@@ -20,6 +21,7 @@ mod config;
 mod error;
 mod eval;
 mod loss;
+mod memory;
 mod metrics;
 mod optimizer;
 mod schedule;
@@ -31,6 +33,7 @@ pub use checkpoint::{latest as latest_checkpoint, Checkpoint, Cursor};
 pub use config::{data_hash, model_hash, How, RunConfig};
 pub use error::{Error, Result};
 pub use eval::{evaluate, Accuracy, Evaluation};
+pub use memory::Memory;
 pub use metrics::{EvalRecord, StepRecord};
 pub use optimizer::AdamW;
 pub use schedule::{Decay, Schedule};

@@ -52,6 +52,7 @@ pub struct Optimizer {
     clip: Tensor,
     /// f32 `[1]` per chunk: the sum of squares of its gradients.
     squares: Vec<Tensor>,
+    pub device_bytes: usize,
     norm: Plan,
     scale: Plan,
     update: Plan,
@@ -69,7 +70,7 @@ impl Optimizer {
         let squares = (0..n_chunks)
             .map(|i| state.new_tensor(&format!("adamw.square.{i}"), Dtype::F32, &[1]))
             .collect::<std::result::Result<Vec<_>, _>>()?;
-        exec.backend().alloc(&state, "the optimizer")?;
+        let device_bytes = exec.backend().alloc(&state, "the optimizer")?;
 
         let ctx = Context::new(16 * n_chunks, 3 * (16 * n_chunks + 64))?;
         let new_graph = || Graph::new(&ctx, 16 * n_chunks + 64, false);
@@ -96,7 +97,8 @@ impl Optimizer {
         }
         let mut plans = exec.plan(vec![norm, scale, update])?.into_iter();
         let mut next = || plans.next().expect("one plan per graph");
-        Ok(Self { config, params, clip, squares, norm: next(), scale: next(), update: next() })
+        let (norm, scale, update) = (next(), next(), next());
+        Ok(Self { config, params, clip, squares, device_bytes, norm, scale, update })
     }
 
     /// The global norm of the gradients.

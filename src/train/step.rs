@@ -13,6 +13,7 @@ use crate::model::{Lora, LoraConfig, Model, Net, Place};
 use super::batch::{MicroBatch, Prediction};
 use super::error::{Error, Result};
 use super::loss::Head;
+use super::memory::Memory;
 use super::optimizer::{AdamW, Optimizer};
 
 /// Tokens over which an exact gradient is added up before it joins the others: rows are whole segments, so that it does not
@@ -28,7 +29,8 @@ pub fn check_exact(seq_len: usize) -> Result<()> {
 }
 
 /// Whether the backward computes a block's forward again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Recompute {
     /// Yes: memory for one block, whatever the depth.
     On,
@@ -69,7 +71,7 @@ pub struct Engine {
     embed: Plan,
     blocks: Vec<Block>,
     head: Head,
-    device_bytes: usize,
+    memory: Memory,
 }
 
 struct Inputs {
@@ -108,7 +110,7 @@ impl Engine {
 
         let state = Context::new(model.hp.n_layer + 8, 0)?;
         let (inputs, hidden, dhidden) = state_tensors(&state, &net, &config)?;
-        let mut device_bytes = backend.alloc(&state, "the hidden states")?;
+        let boundaries = backend.alloc(&state, "the hidden states")?;
         // The spare row is read by chunks of the head that are not full: it has to be finite.
         hidden.iter().chain(&dhidden).try_for_each(Tensor::zero)?;
 
@@ -119,17 +121,28 @@ impl Engine {
             (0..net.hp.n_layer).map(|il| builder.block(il, recompute)).collect::<Result<Vec<_>>>()?;
         let last = &hidden[hidden.len() - 1];
         let head = Head::new(&net, last, dhidden.as_ref(), &exec)?;
-        device_bytes += head.device_bytes;
+        let mut inputs_bytes = head.device_bytes;
 
         let placed = Placed::new(&exec, embed, blocks, head)?;
         let optimizer = match (&config.training, &lora) {
             (Some(training), Some(lora)) => Some(Optimizer::new(training.adamw.clone(), lora, &exec)?),
             _ => None,
         };
-        device_bytes +=
-            model.weights.device_bytes + lora.as_ref().map_or(0, |l| l.device_bytes) + exec.compute_bytes();
-        let Placed { embed, blocks, head } = placed;
-        Ok(Self { exec, lora, optimizer, config, inputs, dhidden, embed, blocks, head, device_bytes })
+        inputs_bytes += optimizer.as_ref().map_or(0, |o| o.device_bytes);
+        let Placed { embed, blocks, head, needs } = placed;
+        // Values, gradients and both moments are four buffers of one size.
+        let lora_bytes = lora.as_ref().map_or(0, |l| l.device_bytes);
+        let adapter = if train { lora_bytes / 4 } else { lora_bytes };
+        let memory = Memory {
+            weights: model.weights.device_bytes,
+            adapter,
+            gradients_and_moments: lora_bytes - adapter,
+            boundaries,
+            inputs: inputs_bytes,
+            compute: exec.compute_bytes(),
+            ..needs
+        };
+        Ok(Self { exec, lora, optimizer, config, inputs, dhidden, embed, blocks, head, memory })
     }
 
     /// The shape and the parts.
@@ -144,7 +157,12 @@ impl Engine {
 
     /// Bytes allocated on the device, the weights' among them.
     pub fn device_bytes(&self) -> usize {
-        self.device_bytes
+        self.memory.total()
+    }
+
+    /// What they hold.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
     }
 
     /// The loss of each of `targets` over the tokens of `batch`.
@@ -331,20 +349,25 @@ struct Placed {
     embed: Plan,
     blocks: Vec<Block>,
     head: Head,
+    /// What a block and the head need; the rest is zero.
+    needs: Memory,
 }
 
 impl Placed {
     /// All graphs share one buffer, but for those that must keep their insides from forward to backward.
     fn new(exec: &Executor, embed: Graph, blocks: Vec<Block<Graph>>, head: Head<Graph>) -> Result<Self> {
         let mut shared = exec.arena()?;
+        let mut needs = Memory::default();
         shared.reserve(&embed)?;
-        head.forward.iter().chain(&head.backward).try_for_each(|g| shared.reserve(g))?;
+        for graph in head.forward.iter().chain(&head.backward) {
+            needs.head = needs.head.max(shared.reserve(graph)?);
+        }
         for block in &blocks {
             match block {
-                Block::Forward(forward) => shared.reserve(forward)?,
+                Block::Forward(forward) => needs.note_block(forward, shared.reserve(forward)?),
                 Block::Recompute { forward, backward } => {
-                    shared.reserve(forward)?;
-                    shared.reserve(backward)?;
+                    needs.note_block(forward, shared.reserve(forward)?);
+                    needs.note_block(backward, shared.reserve(backward)?);
                 }
                 Block::Keep { .. } => {}
             }
@@ -361,13 +384,13 @@ impl Placed {
                     },
                     Block::Keep { graph, n_forward } => {
                         let mut own = exec.arena()?;
-                        own.reserve(&graph)?;
+                        needs.note_block(&graph, own.reserve(&graph)?);
                         Block::Keep { graph: own.place(graph)?, n_forward }
                     }
                 })
             })
             .collect::<Result<Vec<_>>>()?;
         let head = head.planned(|g| shared.place(g))?;
-        Ok(Self { embed, blocks, head })
+        Ok(Self { embed, blocks, head, needs })
     }
 }

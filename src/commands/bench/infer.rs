@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::builder::RangedU64ValueParser;
 use serde_json::json;
 
+use super::protocol::{self, Plan};
 use super::report::{report, table, Subject};
 use super::source::SourceArgs;
 use crate::bench::{self, InferConfig, Test};
@@ -33,12 +34,20 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u32>::new().range(1..=512))]
     threads: Option<u32>,
 
-    /// Tokens of a prompt; may be repeated, 0 leaves it out
-    #[arg(short, long, value_name = "N", default_values_t = [512usize])]
+    /// Models to measure one after the other: GGUF files, or SHAPE:TYPE (see `synth`)
+    #[arg(value_name = "MODEL", conflicts_with_all = ["prompt", "generate", "model", "shape"])]
+    models: Vec<String>,
+
+    /// Devices to measure one after the other, and to compare
+    #[arg(long, value_name = "LIST", value_delimiter = ',', conflicts_with_all = ["device", "prompt", "generate"])]
+    devices: Vec<String>,
+
+    /// Instead of answers by the published protocol: tokens of a prompt, computed at once; may be repeated, 0 leaves it out
+    #[arg(short, long, value_name = "N")]
     prompt: Vec<usize>,
 
-    /// Tokens to generate, behind a prompt of 13; may be repeated, 0 leaves it out
-    #[arg(short = 'n', long, value_name = "N", default_values_t = [256usize])]
+    /// The same for generation: tokens behind a prompt of 13; may be repeated, 0 leaves it out
+    #[arg(short = 'n', long, value_name = "N")]
     generate: Vec<usize>,
 
     /// Repetitions that are timed, after one that is not (on a GPU, after a second of them)
@@ -53,12 +62,18 @@ pub struct Args {
 impl Args {
     /// What is measured, for errors.
     pub fn source(&self) -> String {
-        self.source.what()
+        match self.models.as_slice() {
+            [] => self.source.what(),
+            models => models.join(", "),
+        }
     }
 }
 
 /// Runs `bench infer`.
 pub fn run(args: &Args, interrupt: Interrupt, ui: &Ui) -> anyhow::Result<Outcome> {
+    if args.prompt.is_empty() && args.generate.is_empty() {
+        return protocol(args, interrupt, ui);
+    }
     let tests: Vec<Test> = (args.prompt.iter().map(|&n| Test::Prompt(n)))
         .chain(args.generate.iter().map(|&n| Test::Generate(n)))
         .filter(|t| t.n_tokens() > 0)
@@ -120,4 +135,20 @@ pub fn run(args: &Args, interrupt: Interrupt, ui: &Ui) -> anyhow::Result<Outcome
     headers.extend(["test", "tok/s", "min", "max"]);
     ui.data(table(&headers, &rows))?;
     Ok(Outcome::Done)
+}
+
+/// The published protocol, on all models and devices.
+fn protocol(args: &Args, interrupt: Interrupt, ui: &Ui) -> anyhow::Result<Outcome> {
+    let source = args.models.is_empty().then(|| args.source.ready(ui)).transpose()?;
+    let models = match &source {
+        Some(source) => vec![source.path().display().to_string()],
+        None => args.models.clone(),
+    };
+    let devices = match &args.device {
+        Some(device) => vec![device.clone()],
+        None => args.devices.clone(),
+    };
+    let plan =
+        Plan { models: &models, devices: &devices, threads: args.threads, reps: args.reps, seed: args.seed };
+    protocol::run(&plan, interrupt, ui)
 }

@@ -2,15 +2,17 @@
 
 mod infer;
 mod kernels;
+mod memory;
+mod protocol;
 pub(super) mod report;
-mod source;
+pub(super) mod source;
 mod train;
 
 use anyhow::Context as _;
 
 use super::ui::{Interrupt, Outcome, Ui};
 
-/// Measure training steps, or prompts and generation
+/// Measure training steps, prompts and generation, or memory
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -21,8 +23,10 @@ pub struct Args {
 enum Command {
     /// Optimizer steps on random tokens: time, tokens per second, memory, and where the time goes
     Train(Box<train::Args>),
-    /// Prompts and generated tokens through libllama, as llama-bench measures them
+    /// Answers through libllama, as the reference measures them; with --prompt or --generate as llama-bench does
     Infer(infer::Args),
+    /// Weights, cache and buffers of a model at inference, and the peak of training, measured by loading
+    Memory(Box<memory::Args>),
     /// Each kernel of a training step by itself, beside what the device can do
     Kernels(kernels::Args),
 }
@@ -35,6 +39,7 @@ pub fn run(args: Args, ui: &Ui) -> anyhow::Result<Outcome> {
             .with_context(|| format!("cannot measure training of `{}`", args.source())),
         Command::Infer(args) => infer::run(&args, interrupt, ui)
             .with_context(|| format!("cannot measure inference of `{}`", args.source())),
+        Command::Memory(args) => memory::run(&args, interrupt, ui).context("cannot measure memory"),
         Command::Kernels(args) => kernels::run(&args, ui)
             .with_context(|| format!("cannot measure the kernels of `{}`", args.shape())),
     }

@@ -66,13 +66,15 @@ impl Subject {
     pub const HEADERS: [&'static str; 5] = ["model", "type", "size", "params", "device"];
 }
 
+/// A subject and what was measured on it.
+#[derive(Serialize)]
+pub struct Report<S> {
+    #[serde(flatten)]
+    pub subject: S,
+    pub tests: Vec<serde_json::Value>,
+}
+
 pub fn report(ui: &Ui, subject: &Subject, tests: Vec<serde_json::Value>) -> anyhow::Result<Outcome> {
-    #[derive(Serialize)]
-    struct Report<'a> {
-        #[serde(flatten)]
-        subject: &'a Subject,
-        tests: Vec<serde_json::Value>,
-    }
     ui.result(&Report { subject, tests })?;
     Ok(Outcome::Done)
 }

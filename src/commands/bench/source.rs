@@ -12,7 +12,7 @@ use crate::ggml::GgufFile;
 #[derive(Debug, clap::Args)]
 pub struct SourceArgs {
     /// The model, a GGUF file; with --shape it is made if it is not there
-    #[arg(short, long, value_name = "GGUF", required_unless_present = "shape")]
+    #[arg(short, long, value_name = "GGUF")]
     model: Option<PathBuf>,
 
     /// Measure a random model of this shape (see `synth`), in a temporary file if there is no --model
@@ -43,19 +43,41 @@ impl Source {
     }
 }
 
+fn no_model() -> Problem {
+    Problem::new("no model is named", "pass `--model FILE`, or `--shape NAME` to have one made")
+}
+
 impl SourceArgs {
     /// For errors.
     pub fn what(&self) -> String {
         match (&self.model, &self.shape) {
             (Some(model), _) => model.display().to_string(),
-            (None, shape) => shape.clone().unwrap_or_default(),
+            (None, shape) => shape.clone().unwrap_or_else(|| "?".into()),
         }
+    }
+
+    /// A file with the model's table: the model's own, or for a shape one without values.
+    pub fn table(&self) -> anyhow::Result<Source> {
+        let Some(shape) = self.shape.as_ref().filter(|_| !self.model.as_ref().is_some_and(|m| m.exists()))
+        else {
+            return Ok(Source::Kept(self.model.clone().ok_or_else(no_model)?));
+        };
+        let config = synth::config(shape, &self.dtype, 42)?;
+        let file = tempfile::Builder::new().prefix("qvac-ft-plan-").suffix(".gguf").tempfile()?;
+        let file = file.into_temp_path();
+        crate::synth::write_empty(&config, &file)?;
+        Ok(Source::Temporary(file))
+    }
+
+    /// The file itself, if one was named.
+    pub fn model(&self) -> Option<&Path> {
+        self.model.as_deref()
     }
 
     /// The model's file, made if that is asked for.
     pub fn ready(&self, ui: &Ui) -> anyhow::Result<Source> {
         let Some(shape) = &self.shape else {
-            return Ok(Source::Kept(self.model.clone().context("clap asks for a model or a shape")?));
+            return Ok(Source::Kept(self.model.clone().ok_or_else(no_model)?));
         };
         let config = synth::config(shape, &self.dtype, 42)?;
         // Whole or not at all: a file of that name is not looked at closely the next time.

@@ -226,6 +226,18 @@ impl GgufStream {
         Ok(())
     }
 
+    /// Ends the file as if zeros had been written for all that is left; where the file system can leave holes, they take no
+    /// room. For what looks at the table only.
+    pub fn finish_empty(mut self) -> Result<u64> {
+        let left = self.tensors[self.next.min(self.tensors.len())..].iter();
+        let left: u64 = left.map(|t| t.size.next_multiple_of(DEFAULT_ALIGNMENT)).sum();
+        self.bytes += left - self.written;
+        self.out.flush().map_err(self.io("write the file"))?;
+        self.out.get_ref().as_file().set_len(self.bytes).map_err(self.io("write the file"))?;
+        self.next = self.tensors.len();
+        self.finish()
+    }
+
     /// Syncs the file and gives it its name; the file's bytes. All tensors must have been written.
     pub fn finish(mut self) -> Result<u64> {
         if let Some(t) = self.tensors.get(self.next) {

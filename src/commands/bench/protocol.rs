@@ -1,0 +1,229 @@
+//! `bench infer` as the reference publishes it: models times devices, and whether all gave the same tokens.
+
+use std::num::NonZeroU32;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::report::{table, Subject};
+use super::source::Source;
+use crate::bench::{self, Answers, InferConfig, Protocol, PUBLISHED};
+use crate::commands::synth;
+use crate::commands::ui::{Interrupt, Outcome, Ui};
+use crate::ggml::{peak_host_bytes, Device, DeviceKind};
+use crate::llama::{self, ModelParams};
+
+/// Before what is timed on a GPU.
+const GPU_WARM_UP: Duration = Duration::from_secs(1);
+
+/// What to run.
+pub struct Plan<'a> {
+    /// GGUF files, or SHAPE:TYPE.
+    pub models: &'a [String],
+    pub devices: &'a [String],
+    pub threads: Option<u32>,
+    pub reps: usize,
+    pub seed: u64,
+}
+
+#[derive(Serialize)]
+struct Run {
+    #[serde(flatten)]
+    subject: Subject,
+    #[serde(skip)]
+    label: String,
+    #[serde(skip)]
+    device: String,
+    #[serde(skip)]
+    on_cpu: bool,
+    #[serde(flatten)]
+    answers: Answers,
+    peak_device_bytes: Option<usize>,
+    peak_host_bytes: Option<u64>,
+}
+
+/// Whether all devices gave the same tokens for a model.
+#[derive(Serialize)]
+struct Agreement {
+    model: String,
+    devices: Vec<String>,
+    same_tokens: bool,
+    repeats: bool,
+}
+
+/// How many times as fast one run is as another.
+#[derive(Serialize)]
+struct Ratio {
+    of: String,
+    over: String,
+    tokens_per_second: f64,
+    prompt_tokens_per_second: f64,
+}
+
+#[derive(Serialize)]
+struct Output {
+    version: &'static str,
+    protocol: Protocol,
+    reps: usize,
+    seed: u64,
+    runs: Vec<Run>,
+    agreement: Vec<Agreement>,
+    ratios: Vec<Ratio>,
+}
+
+/// Runs the protocol on every model and device.
+pub fn run(plan: &Plan, interrupt: Interrupt, ui: &Ui) -> anyhow::Result<Outcome> {
+    let devices = match plan.devices {
+        [] => vec![Device::best()?],
+        names => names.iter().map(|n| Device::by_name(n)).collect::<Result<_, _>>()?,
+    };
+    let n = plan.models.len() * devices.len();
+    let bar = ui.progress("test", (n * (1 + plan.reps)) as u64);
+    let mut runs = Vec::new();
+    for model in plan.models {
+        let source = source(model, ui)?;
+        for device in &devices {
+            bar.message(format!("{model} on {}", device.name()));
+            runs.push(measure(model, &source, device, plan, interrupt, &mut || bar.inc(1))?);
+        }
+    }
+    drop(bar);
+    let output = Output {
+        version: env!("CARGO_PKG_VERSION"),
+        protocol: PUBLISHED,
+        reps: plan.reps,
+        seed: plan.seed,
+        agreement: plan.models.iter().map(|model| agreement(model, &runs)).collect(),
+        ratios: ratios(&runs),
+        runs,
+    };
+    if ui.json() {
+        ui.result(&output)?;
+    } else {
+        text(&output, ui)?;
+    }
+    Ok(Outcome::Done)
+}
+
+/// A file, or the model that SHAPE:TYPE names, made for as long as the result lives.
+pub fn source(model: &str, ui: &Ui) -> anyhow::Result<Source> {
+    let Some((shape, dtype)) = model.rsplit_once(':').filter(|_| !Path::new(model).exists()) else {
+        return Ok(Source::Kept(model.into()));
+    };
+    let config = synth::config(shape, dtype, 42)?;
+    let file = tempfile::Builder::new().prefix("qvac-ft-bench-").suffix(".gguf").tempfile()?.into_temp_path();
+    synth::write(&config, &file, ui)?;
+    Ok(Source::Temporary(file))
+}
+
+fn measure(
+    label: &str,
+    source: &Source,
+    device: &Device,
+    plan: &Plan,
+    interrupt: Interrupt,
+    done: &mut dyn FnMut(),
+) -> anyhow::Result<Run> {
+    let on_gpu = matches!(device.kind(), DeviceKind::Gpu | DeviceKind::Igpu);
+    let threads = plan.threads.unwrap_or_else(|| llama::default_threads(device.name()).0);
+    let subject = Subject::new(source, &source.open()?, device, threads as usize);
+    let free_before = device.memory().0;
+    let model = llama::Model::load(source.path(), &ModelParams::on(Some(device.name())))?;
+    let config = InferConfig {
+        reps: plan.reps,
+        warm_up: if on_gpu { GPU_WARM_UP } else { Duration::ZERO },
+        seed: plan.seed,
+        n_threads: plan.threads.and_then(NonZeroU32::new),
+        interrupt: Some(interrupt.flag()),
+    };
+    let mut peak = 0;
+    let answers = bench::answer(&model, &PUBLISHED, &config, &mut || {
+        peak = free_before.saturating_sub(device.memory().0).max(peak);
+        done();
+    })?;
+    Ok(Run {
+        subject,
+        label: label.into(),
+        device: device.name().into(),
+        on_cpu: device.kind() == DeviceKind::Cpu,
+        answers,
+        peak_device_bytes: on_gpu.then_some(peak),
+        peak_host_bytes: peak_host_bytes(),
+    })
+}
+
+fn agreement(model: &str, runs: &[Run]) -> Agreement {
+    let of: Vec<&Run> = runs.iter().filter(|r| r.label == model).collect();
+    Agreement {
+        model: model.into(),
+        devices: of.iter().map(|r| r.device.clone()).collect(),
+        same_tokens: of.windows(2).all(|w| w[0].answers.tokens_sha256 == w[1].answers.tokens_sha256),
+        repeats: of.iter().all(|r| r.answers.repeats),
+    }
+}
+
+/// Every device over the CPU, and every TQ1_0 over its TQ2_0.
+fn ratios(runs: &[Run]) -> Vec<Ratio> {
+    let ratio = |a: &Run, b: &Run| Ratio {
+        of: format!("{} on {}", a.label, a.device),
+        over: format!("{} on {}", b.label, b.device),
+        tokens_per_second: a.answers.tokens_per_second.spread.median
+            / b.answers.tokens_per_second.spread.median,
+        prompt_tokens_per_second: a.answers.prompt_tokens_per_second.spread.median
+            / b.answers.prompt_tokens_per_second.spread.median,
+    };
+    let mut found = Vec::new();
+    for a in runs {
+        let other = a.label.replace("tq1_0", "tq2_0");
+        for b in runs {
+            let over_cpu = a.label == b.label && !a.on_cpu && b.on_cpu;
+            let over_type = a.device == b.device && a.label != b.label && b.label == other;
+            if over_cpu || over_type {
+                found.push(ratio(a, b));
+            }
+        }
+    }
+    found
+}
+
+fn text(output: &Output, ui: &Ui) -> anyhow::Result<()> {
+    let mut headers = Subject::HEADERS.to_vec();
+    headers.extend(["tok/s", "mean", "min", "max", "prompt tok/s", "first ms", "device MB", "host MB"]);
+    let megabytes = |n: Option<u64>| n.map_or("-".into(), |n| format!("{:.0}", n as f64 / 1e6));
+    let rows: Vec<Vec<String>> = output
+        .runs
+        .iter()
+        .map(|run| {
+            let a = &run.answers;
+            let speed = a.tokens_per_second;
+            let mut row = run.subject.cells();
+            row.extend(
+                [speed.spread.median, speed.mean, speed.spread.min, speed.spread.max]
+                    .map(|x| format!("{x:.1}")),
+            );
+            row.push(format!("{:.1}", a.prompt_tokens_per_second.spread.median));
+            row.push(format!("{:.1}", a.first_token_ms.spread.median));
+            row.push(megabytes(run.peak_device_bytes.map(|n| n as u64)));
+            row.push(megabytes(run.peak_host_bytes));
+            row
+        })
+        .collect();
+    ui.data(table(&headers, &rows))?;
+    for a in &output.agreement {
+        let repeats = if a.repeats { "every repetition gave the same tokens" } else { "repetitions differ" };
+        let devices = match (a.devices.len(), a.same_tokens) {
+            (1, _) => "",
+            (_, true) => "; so did every device",
+            (_, false) => "; the devices' tokens differ",
+        };
+        ui.line(format_args!("{}: {repeats}{devices}", a.model))?;
+    }
+    for r in &output.ratios {
+        ui.line(format_args!(
+            "{} over {}: {:.2} of the tokens a second, {:.2} at the prompt",
+            r.of, r.over, r.tokens_per_second, r.prompt_tokens_per_second
+        ))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,16 @@
+//! What training will take, before anything is loaded: memory to the byte, and time from a short calibration.
+//!
+//! There are no formulas here. Memory is asked of the engine itself, put together on a backend that gives out addresses
+//! instead of memory; time is that of the real engine on the first layers of the model.
+//!
+//! ```text
+//! fit        memory of a setting, the largest micro-batch that fits, and what would fit where nothing does
+//! calibrate  seconds of a micro-batch, from a model of a few layers
+//! ```
+//! It never prints and never chooses a model or a device.
+
+mod calibrate;
+mod fit;
+
+pub use calibrate::{calibrate, measure, Allocated, Calibration, Pace};
+pub use fit::{free_bytes, Fit, Planner, Request, Room};
