@@ -38,6 +38,7 @@ pub fn loaded(
     device: &str,
     n_ctx: u32,
     n_prompt: usize,
+    n_threads: Option<NonZeroU32>,
     held: &dyn Fn() -> Option<u64>,
 ) -> Result<Loaded> {
     drop(take_buffers());
@@ -45,6 +46,7 @@ pub fn loaded(
     let model = Model::load(path, &ModelParams::on(Some(device)))?;
     let params = ContextParams {
         n_ctx: NonZeroU32::new(n_ctx),
+        n_threads,
         flash_attention: FlashAttention::Off,
         ..ContextParams::default()
     };

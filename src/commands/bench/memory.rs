@@ -1,5 +1,6 @@
 //! `bench memory`: what models take at inference and in training, side by side.
 
+use std::num::NonZeroU32;
 use std::path::Path;
 
 use clap::builder::RangedU64ValueParser;
@@ -153,7 +154,8 @@ fn measure(model: &str, args: &Args, machine: &Machine) -> anyhow::Result<Row> {
         true => Some((device.memory().1 - device.memory().0) as u64),
         false => own_host_bytes(),
     };
-    match bench::loaded(path, device.name(), args.context, 128, &held) {
+    let n_threads = args.machine.threads.and_then(|n| NonZeroU32::new(n as u32));
+    match bench::loaded(path, device.name(), args.context, 128, n_threads, &held) {
         Ok(loaded) => row.inference = Some(loaded),
         Err(e) => row.failed.push(e.to_string()),
     }
