@@ -148,7 +148,13 @@ fn protocol(args: &Args, interrupt: Interrupt, ui: &Ui) -> anyhow::Result<Outcom
         Some(device) => vec![device.clone()],
         None => args.devices.clone(),
     };
-    let plan =
-        Plan { models: &models, devices: &devices, threads: args.threads, reps: args.reps, seed: args.seed };
+    let plan = Plan {
+        models: &models,
+        devices: &devices,
+        threads: args.threads,
+        reps: args.reps,
+        seed: args.seed,
+        exact: args.exact,
+    };
     protocol::run(&plan, interrupt, ui)
 }

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::report::{table, Subject};
 use super::source::Source;
 use crate::bench::{self, Answers, InferConfig, Protocol, PUBLISHED};
+use crate::commands::exact::ExactArg;
 use crate::commands::synth;
 use crate::commands::ui::{Interrupt, Outcome, Ui};
 use crate::ggml::{peak_host_bytes, Device, DeviceKind};
@@ -25,6 +26,7 @@ pub struct Plan<'a> {
     pub threads: Option<u32>,
     pub reps: usize,
     pub seed: u64,
+    pub exact: ExactArg,
 }
 
 #[derive(Serialize)]
@@ -85,16 +87,18 @@ pub fn run(plan: &Plan, interrupt: Interrupt, ui: &Ui) -> anyhow::Result<Outcome
         let source = source(model, ui)?;
         for device in &devices {
             bar.message(format!("{model} on {}", device.name()));
-            runs.push(measure(model, &source, device, plan, interrupt, &mut || bar.inc(1))?);
+            runs.push(measure(model, &source, device, plan, (interrupt, ui), &mut || bar.inc(1))?);
         }
     }
     drop(bar);
+    let agreement: Vec<Agreement> = plan.models.iter().map(|model| agreement(model, &runs)).collect();
+    let differ = agreement.iter().any(|a| !a.same_tokens || !a.repeats);
     let output = Output {
         version: env!("CARGO_PKG_VERSION"),
         protocol: PUBLISHED,
         reps: plan.reps,
         seed: plan.seed,
-        agreement: plan.models.iter().map(|model| agreement(model, &runs)).collect(),
+        agreement,
         ratios: ratios(&runs),
         runs,
     };
@@ -103,7 +107,8 @@ pub fn run(plan: &Plan, interrupt: Interrupt, ui: &Ui) -> anyhow::Result<Outcome
     } else {
         text(&output, ui)?;
     }
-    Ok(Outcome::Done)
+    // Exact arithmetic promises the same tokens.
+    Ok(if plan.exact.exact && differ { Outcome::CheckFailed } else { Outcome::Done })
 }
 
 /// A file, or the model that SHAPE:TYPE names, made for as long as the result lives.
@@ -122,11 +127,12 @@ fn measure(
     source: &Source,
     device: &Device,
     plan: &Plan,
-    interrupt: Interrupt,
+    (interrupt, ui): (Interrupt, &Ui),
     done: &mut dyn FnMut(),
 ) -> anyhow::Result<Run> {
     let on_gpu = matches!(device.kind(), DeviceKind::Gpu | DeviceKind::Igpu);
     let threads = plan.threads.unwrap_or_else(|| llama::default_threads(device.name()).0);
+    plan.exact.prepare(source.path(), Some(device.name()), ui)?;
     let subject = Subject::new(source, &source.open()?, device, threads as usize);
     let free_before = device.memory().0;
     let model = llama::Model::load(source.path(), &ModelParams::on(Some(device.name())))?;
