@@ -2,7 +2,16 @@
 
 use qvac_ft::ggml::{Dtype, Tensor};
 
-use super::attention_bench::{compare, exact, noise, same_bits, Bench};
+use super::bench::{noise, Bench};
+use super::{equal, same};
+
+/// What `make` computes, which is the same everywhere.
+fn computed(case: &str, make: impl Fn(&mut Bench) -> Tensor) -> Vec<f32> {
+    same(case, |mut bench| {
+        let out = make(&mut bench);
+        bench.run(&out)
+    })
+}
 
 /// f32 sums of up to 128 products and a few hundred probabilities: some roundings each, of 6e-8.
 const TOLERANCE: f64 = 1e-5;
@@ -61,11 +70,15 @@ impl Samples {
     fn run(&self, backward: bool) -> Vec<f32> {
         let [d, h, h_kv, t] = [self.d, self.h, self.h_kv, self.tokens()].map(|x| x as i64);
         let name = if backward { format!("gradient of {}", self.name()) } else { self.name() };
-        same_bits(&name, |bench: &mut Bench| {
+        computed(&name, |bench: &mut Bench| {
             let q = bench.f32(&[d, h, t], &self.q);
             let k = bench.f32(&[d, h_kv, t], &self.k);
             let v = bench.f32(&[d, h_kv, t], &self.v);
-            let segments = bench.i32(&[2, t], &self.segments());
+            let segments = bench.bytes(
+                Dtype::I32,
+                &[2, t],
+                self.segments().iter().flat_map(|v| v.to_ne_bytes()).collect(),
+            );
             let fwd = bench.ops.attention(&q, &k, &v, &segments, self.scale()).unwrap();
             if !backward {
                 return fwd;
@@ -172,7 +185,6 @@ impl Samples {
 
 #[test]
 fn lengths_around_chunks_and_tiles() {
-    let _turn = exact();
     for lengths in [&[1][..], &[7], &[32, 33], &[64, 1, 65], &[5, 1, 40, 1, 23], &[131]] {
         Samples::new(32, 2, 2, lengths).check();
     }
@@ -180,7 +192,6 @@ fn lengths_around_chunks_and_tiles() {
 
 #[test]
 fn head_widths() {
-    let _turn = exact();
     for d in [4, 40, 80, 96, 128, 256] {
         Samples::new(d, 2, 2, &[13, 70]).check();
     }
@@ -188,7 +199,6 @@ fn head_widths() {
 
 #[test]
 fn shared_key_heads() {
-    let _turn = exact();
     for (h, h_kv) in [(3, 3), (8, 2), (5, 1)] {
         Samples::new(64, h, h_kv, &[30, 75]).check();
     }
@@ -197,7 +207,6 @@ fn shared_key_heads() {
 /// Exponentials that underflow beside ones that do not.
 #[test]
 fn large_scores() {
-    let _turn = exact();
     let mut samples = Samples::new(64, 2, 1, &[70, 20]);
     samples.q.iter_mut().for_each(|x| *x *= 30.0);
     samples.run(false);
@@ -207,14 +216,13 @@ fn large_scores() {
 /// Wherever a sample lies, its bits are those of the sample by itself.
 #[test]
 fn the_place_of_a_sample() {
-    let _turn = exact();
     for (d, h, h_kv) in [(64, 4, 2), (128, 2, 2)] {
         let all = Samples::new(d, h, h_kv, &[19, 77, 1, 100]);
         let (forward, backward) = (all.run(false), all.run(true));
         for i in 0..all.lengths.len() {
             let alone = all.alone(i);
-            compare("forward", &all.part(&forward, &all.forward_parts(), i), &alone.run(false));
-            compare("backward", &all.part(&backward, &all.backward_parts(), i), &alone.run(true));
+            equal("forward", &all.part(&forward, &all.forward_parts(), i), &alone.run(false));
+            equal("backward", &all.part(&backward, &all.backward_parts(), i), &alone.run(true));
         }
     }
 }
@@ -222,7 +230,6 @@ fn the_place_of_a_sample() {
 /// What is no number in one sample stays out of the others, and in a token's key out of the tokens before it.
 #[test]
 fn what_is_not_seen_does_not_enter() {
-    let _turn = exact();
     let clean = Samples::new(64, 2, 1, &[40, 50, 33]);
     let (forward, backward) = (clean.run(false), clean.run(true));
     let mut dirty = clean.clone();
@@ -232,13 +239,13 @@ fn what_is_not_seen_does_not_enter() {
     let (dirty_forward, dirty_backward) = (dirty.run(false), dirty.run(true));
     for i in [0, 2] {
         let parts = clean.forward_parts();
-        compare("forward", &clean.part(&dirty_forward, &parts, i), &clean.part(&forward, &parts, i));
+        equal("forward", &clean.part(&dirty_forward, &parts, i), &clean.part(&forward, &parts, i));
         let parts = clean.backward_parts();
-        compare("backward", &clean.part(&dirty_backward, &parts, i), &clean.part(&backward, &parts, i));
+        equal("backward", &clean.part(&dirty_backward, &parts, i), &clean.part(&backward, &parts, i));
     }
     let n = (40 + 37) * 2 * 64;
-    compare("forward before it", &dirty_forward[..n], &forward[..n]);
-    compare("dq before it", &dirty_backward[..n], &backward[..n]);
+    equal("forward before it", &dirty_forward[..n], &forward[..n]);
+    equal("dq before it", &dirty_backward[..n], &backward[..n]);
     assert!(dirty_forward[n..n + 64].iter().all(|x| x.is_nan()), "a key that is no number is seen");
 }
 
@@ -287,7 +294,7 @@ impl Cache {
     fn run_some(&self, first: usize, n: usize) -> Vec<f32> {
         let [d, h, h_kv, n_keys, t] = [self.d, self.h, self.h_kv, self.n_keys, n].map(|x| x as i64);
         let name = format!("{t} queries of {h}:{h_kv} heads of {d}, {n_keys} {:?} keys", self.dtype);
-        same_bits(&name, |bench: &mut Bench| {
+        computed(&name, |bench: &mut Bench| {
             let tokens_first = |bench: &Bench, t: &Tensor| bench.ops.permute(t, [0, 2, 1, 3]).unwrap();
             let q = bench.f32(&[d, h, t], &self.q[first * self.d * self.h..][..n * self.d * self.h]);
             let k = bench.input(self.dtype, &[d, h_kv, n_keys], &self.k);
@@ -304,7 +311,7 @@ impl Cache {
         let all = self.run();
         let n = self.d * self.h;
         for i in 0..self.queries() {
-            compare(&format!("query {i} by itself"), &self.run_some(i, 1), &all[i * n..][..n]);
+            equal(&format!("query {i} by itself"), &self.run_some(i, 1), &all[i * n..][..n]);
         }
         self.near_the_truth(&all);
     }
@@ -345,7 +352,6 @@ impl Cache {
 /// As few as have a kernel of their own, and more.
 #[test]
 fn one_query_at_a_time_or_many() {
-    let _turn = exact();
     for (t, n_keys, unused) in [(1, 1, 0), (3, 40, 5), (8, 256, 100), (9, 64, 0), (70, 130, 11)] {
         Cache::new(64, (4, 2), Dtype::F16, t, n_keys, unused).check();
     }
@@ -353,7 +359,6 @@ fn one_query_at_a_time_or_many() {
 
 #[test]
 fn head_widths_and_types_of_a_cache() {
-    let _turn = exact();
     let halves = [32, 80, 96, 128, 256].map(|d| (d, Dtype::F16));
     for (d, dtype) in halves.into_iter().chain([(80, Dtype::F32)]) {
         for t in [2, 35] {
@@ -365,7 +370,6 @@ fn head_widths_and_types_of_a_cache() {
 
 #[test]
 fn long_caches() {
-    let _turn = exact();
     for (t, n_keys) in [(1, 4352), (5, 4100), (33, 2048)] {
         let cache = Cache::new(64, (2, 2), Dtype::F16, t, n_keys, 77);
         cache.near_the_truth(&cache.run());
@@ -375,7 +379,6 @@ fn long_caches() {
 /// Masks of any form: cells that some queries do not see, whole chunks of them, values that are added, and queries that see none.
 #[test]
 fn masks() {
-    let _turn = exact();
     for t in [4, 40] {
         let n_keys = 161;
         let mut cache = Cache::new(64, (2, 2), Dtype::F16, t, n_keys, 0);

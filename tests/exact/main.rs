@@ -4,7 +4,6 @@
 //! The whole program is exact: [`same`] and [`same_bytes`] switch it on, and nothing switches it off. A new family of ops: one file.
 
 mod attention;
-mod attention_bench;
 #[path = "../common/bench.rs"]
 mod bench;
 mod bits;
@@ -52,7 +51,12 @@ fn compare<T: Copy + Debug>(
     want
 }
 
-/// A value with its bits, for messages. A NaN is a NaN, whatever its bits.
+/// A NaN is a NaN, whatever its bits.
+fn equal_bits(a: f32, b: f32) -> bool {
+    a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan())
+}
+
+/// A value with its bits, for messages.
 #[derive(Clone, Copy)]
 struct Bits(f32);
 
@@ -65,13 +69,20 @@ impl Debug for Bits {
 /// The f32 result of `make`, which is the same everywhere.
 pub fn same(case: &str, make: impl Fn(Bench) -> Vec<f32>) -> Vec<f32> {
     let make = |bench| make(bench).into_iter().map(Bits).collect();
-    let equal = |a: &Bits, b: &Bits| a.0.to_bits() == b.0.to_bits() || (a.0.is_nan() && b.0.is_nan());
-    compare(case, make, equal).into_iter().map(|b| b.0).collect()
+    compare(case, make, |a: &Bits, b: &Bits| equal_bits(a.0, b.0)).into_iter().map(|b| b.0).collect()
 }
 
 /// As [`same`], for results of any type: their bytes.
 pub fn same_bytes(case: &str, make: impl Fn(Bench) -> Vec<u8>) -> Vec<u8> {
     compare(case, make, |a, b| a == b)
+}
+
+/// Holds `got` to `want`, bit for bit.
+pub fn equal(what: &str, got: &[f32], want: &[f32]) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    for (i, (&g, &w)) in got.iter().zip(want).enumerate() {
+        assert!(equal_bits(g, w), "{what}: element {i} is {:?}, expected {:?}", Bits(g), Bits(w));
+    }
 }
 
 /// `op` where the allocator places results over operands: its operand is a result, and its result one's operand.
