@@ -1,30 +1,18 @@
 //! Generation on Vulkan: nodes that are recorded as one dispatch, a product with its surroundings or a whole run of nodes, give
 //! what they give one by one.
-//!
-//! What ggml-vulkan records as one is decided once a process, so each run is a process of its own: this program again,
-//! with the ignored test below.
 
-mod common;
+#[path = "common/device.rs"]
+mod device;
+#[path = "common/greedy.rs"]
+mod greedy;
 
 use std::collections::BTreeMap;
-use std::num::NonZeroU32;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
+use std::process::Output;
 
-use common::device;
+use greedy::Case;
 use qvac_ft::ggml::{DeviceKind, Dtype};
-use qvac_ft::llama::{Context, ContextParams, Model, ModelParams, Sampler, SamplerParams};
-use qvac_ft::synth::{self, Family};
-
-/// What the child is to do.
-const MODEL: &str = "QVAC_TEST_GENERATE_MODEL";
-const RESULT: &str = "QVAC_TEST_GENERATE_RESULT";
-const LONG: &str = "QVAC_TEST_GENERATE_LONG";
-
-const PROMPT: [i32; 5] = [1, 17, 301, 44, 5];
-/// So often, for a cache that a program's workgroup reads in several rounds.
-const LONG_PROMPT: usize = 60;
-const N_GENERATED: usize = 6;
+use qvac_ft::synth::Family;
 
 /// Largest difference of a logit, of order 1. The products are exact, but the sums of norms and of attention have orders of
 /// their own (a program's, and upstream's own fusions), and a rounding that crosses a step of the 8-bit activations
@@ -34,22 +22,7 @@ const TOLERANCE: f32 = 2e-2;
 #[test]
 #[ignore = "the other test runs it"]
 fn child() {
-    let model = std::env::var_os(MODEL).expect("the parent sets it");
-    let vulkan = device::vulkan().expect("the parent looked");
-    let model = Model::load(&model, &ModelParams::on(Some(vulkan.name()))).unwrap();
-    let params = ContextParams { n_ctx: NonZeroU32::new(512), ..ContextParams::default() };
-    let mut context = Context::new(&model, &params).unwrap();
-    let mut greedy = Sampler::new(&SamplerParams::greedy()).unwrap();
-    let mut bytes = Vec::new();
-    let long = std::env::var_os(LONG).is_some();
-    let mut next = PROMPT.repeat(if long { LONG_PROMPT } else { 1 });
-    for _ in 0..N_GENERATED {
-        let row = context.feed(&next).unwrap();
-        let logits = context.logits(row).unwrap();
-        bytes.extend(logits.iter().flat_map(|v| v.to_le_bytes()));
-        next = vec![greedy.sample(logits, row).unwrap()];
-    }
-    std::fs::write(std::env::var_os(RESULT).unwrap(), bytes).unwrap();
+    greedy::child(&device::vulkan().expect("the parent looked"), None);
 }
 
 struct Run {
@@ -74,9 +47,7 @@ enum Recorded {
 
 /// `listed`: each dispatch is submitted and waited for by itself; else a graph goes to the device as it does for a user.
 fn start(model: &Path, recorded: Recorded, long: bool, listed: bool) -> Output {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "child", "--ignored", "--nocapture", "--test-threads", "1"]);
-    command.env(MODEL, model).env(RESULT, result(model));
+    let mut command = greedy::command(model, long);
     if listed {
         command.env("GGML_VK_PERF_LOGGER", "1");
     }
@@ -95,14 +66,7 @@ fn start(model: &Path, recorded: Recorded, long: bool, listed: bool) -> Output {
             command.env("QVAC_VK_VEC", if software { "program=32" } else { "program=4096" })
         }
     };
-    if long {
-        command.env(LONG, "1");
-    }
     command.output().unwrap()
-}
-
-fn result(model: &Path) -> PathBuf {
-    model.with_extension("logits")
 }
 
 fn run(model: &Path, recorded: Recorded, long: bool) -> Run {
@@ -112,11 +76,7 @@ fn run(model: &Path, recorded: Recorded, long: bool) -> Run {
 
 /// And what was said on the way.
 fn logits(model: &Path, recorded: Recorded, long: bool, listed: bool) -> (Vec<f32>, String) {
-    let output = start(model, recorded, long, listed);
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{text}");
-    let bytes = std::fs::read(result(model)).unwrap();
-    (bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(), text)
+    greedy::logits(model, &start(model, recorded, long, listed))
 }
 
 /// Lines such as `RMS_NORM_MUL (256,1,1,1): 4 x 3.2 us = ...` of the last table.
@@ -132,50 +92,21 @@ fn dispatches(log: &str) -> BTreeMap<String, usize> {
     counts
 }
 
-struct Case {
-    family: Family,
-    dtype: Dtype,
-    scales: bool,
-    n_head_kv: Option<usize>,
-    long: bool,
-}
-
-fn model(dir: &Path, case: &Case) -> PathBuf {
-    let path = dir.join("model.gguf");
-    let shape = synth::find_shape("bitnet-nano").unwrap();
-    let config = synth::Config {
-        family: case.family,
-        scales: case.scales,
-        n_head_kv: case.n_head_kv,
-        ..synth::Config::new(*shape, case.dtype, 7)
-    };
-    synth::write(&config, &path, &mut |_, _| {}).unwrap();
-    path
-}
-
 #[test]
 fn fused_graphs_give_the_same_logits() {
     if device::vulkan().is_none() {
         return; // said aloud
     }
-    let case = |family, dtype| Case { family, dtype, scales: false, n_head_kv: None, long: false };
     for case in [
-        case(Family::Bitnet, Dtype::TQ2_0),
-        Case { scales: true, ..case(Family::Bitnet, Dtype::TQ1_0) },
-        case(Family::BitnetB158, Dtype::TQ2_0),
-        case(Family::Llama, Dtype::TQ2_0),
-        Case { n_head_kv: Some(2), long: true, ..case(Family::Llama, Dtype::TQ1_0) },
+        Case::new(Family::Bitnet, Dtype::TQ2_0),
+        Case { scales: true, ..Case::new(Family::Bitnet, Dtype::TQ1_0) },
+        Case::new(Family::BitnetB158, Dtype::TQ2_0),
+        Case::new(Family::Llama, Dtype::TQ2_0),
+        Case { n_head_kv: Some(2), long: true, ..Case::new(Family::Llama, Dtype::TQ1_0) },
     ] {
-        let what = format!(
-            "{:?} {} scales={} n_head_kv={:?} long={}",
-            case.family,
-            case.dtype.name(),
-            case.scales,
-            case.n_head_kv,
-            case.long
-        );
+        let what = case.what();
         let dir = tempfile::tempdir().unwrap();
-        let path = model(dir.path(), &case);
+        let path = case.model(dir.path());
         let nodes = run(&path, Recorded::Nodes, case.long);
         assert_eq!(nodes.dispatches.keys().filter(|name| name.starts_with("TQ_")).count(), 0, "{what}");
         for recorded in [Recorded::Products, Recorded::ProgramAlone, Recorded::ProgramOnCores] {
@@ -216,9 +147,8 @@ fn workgroups_that_wait_in_vain_are_an_error() {
         return; // said aloud
     }
     let dir = tempfile::tempdir().unwrap();
-    let case =
-        Case { family: Family::Bitnet, dtype: Dtype::TQ2_0, scales: false, n_head_kv: None, long: false };
-    let output = start(&model(dir.path(), &case), Recorded::ProgramBeyondTheDevice, false, false);
+    let model = Case::new(Family::Bitnet, Dtype::TQ2_0).model(dir.path());
+    let output = start(&model, Recorded::ProgramBeyondTheDevice, false, false);
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success(), "{text}");
     assert!(text.contains("waited for each other in vain"), "{text}");

@@ -1,5 +1,8 @@
 //! The devices that numerical tests run on.
 
+// Each test program uses its part of this.
+#![allow(dead_code)]
+
 use qvac_ft::ggml::{Device, DeviceKind};
 
 /// The CPU.
