@@ -1,7 +1,6 @@
 //! `bench infer`: prompts and generated tokens through libllama.
 
 use std::num::NonZeroU32;
-use std::time::Duration;
 
 use clap::builder::RangedU64ValueParser;
 use serde_json::json;
@@ -14,9 +13,6 @@ use crate::commands::exact::ExactArg;
 use crate::commands::ui::{Interrupt, Outcome, Problem, Ui};
 use crate::ggml::{peak_host_bytes, Device, DeviceKind};
 use crate::llama::{self, ModelParams};
-
-/// Before what is timed on a GPU.
-const GPU_WARM_UP: Duration = Duration::from_secs(1);
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -99,7 +95,7 @@ pub fn run(args: &Args, interrupt: Interrupt, ui: &Ui) -> anyhow::Result<Outcome
 
     let config = InferConfig {
         reps: args.reps,
-        warm_up: if on_gpu { GPU_WARM_UP } else { Duration::ZERO },
+        warm_up: protocol::warm_up(on_gpu),
         seed: args.seed,
         n_threads: args.threads.and_then(NonZeroU32::new),
         interrupt: Some(interrupt.flag()),

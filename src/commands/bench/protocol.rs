@@ -15,8 +15,17 @@ use crate::commands::ui::{Interrupt, Outcome, Ui};
 use crate::ggml::{peak_host_bytes, Device, DeviceKind};
 use crate::llama::{self, ModelParams};
 
-/// Before what is timed on a GPU.
+/// Before what is timed on a GPU: an idle one runs at a fraction of its clock.
 const GPU_WARM_UP: Duration = Duration::from_secs(1);
+
+/// How long to compute before what is timed.
+pub fn warm_up(on_gpu: bool) -> Duration {
+    if on_gpu {
+        GPU_WARM_UP
+    } else {
+        Duration::ZERO
+    }
+}
 
 /// What to run.
 pub struct Plan<'a> {
@@ -138,7 +147,7 @@ fn measure(
     let model = llama::Model::load(source.path(), &ModelParams::on(Some(device.name())))?;
     let config = InferConfig {
         reps: plan.reps,
-        warm_up: if on_gpu { GPU_WARM_UP } else { Duration::ZERO },
+        warm_up: warm_up(on_gpu),
         seed: plan.seed,
         n_threads: plan.threads.and_then(NonZeroU32::new),
         interrupt: Some(interrupt.flag()),
