@@ -1,7 +1,7 @@
 //! qvac-ft: LoRA fine-tuning of ternary (BitNet b1.58) language models on ggml.
 //!
 //! The layers, from the top; imports go down only (`tests/architecture.rs` holds them to it):
-//! `cli` → `commands` → engines (`data`, `train`, `eval`, `synth`, `export`, `convert`, `bench`) → `model` → `ggml`, `llama`.
+//! `cli` → `commands` → engines (`data`, `train`, `eval`, `synth`, `export`, `convert`, `bench`, `report`) → `model` → `ggml`, `llama`.
 
 pub mod bench;
 pub mod cli;
@@ -14,5 +14,6 @@ pub mod ggml;
 pub mod llama;
 pub mod model;
 pub mod parallel;
+pub mod report;
 pub mod synth;
 pub mod train;

@@ -9,7 +9,7 @@ use assert_cmd::cargo::CommandCargoExt as _;
 use common::{nano_model, truncated, AdapterSpec};
 use serde_json::Value;
 
-const COMMANDS: [&str; 14] = [
+const COMMANDS: [&str; 15] = [
     "train",
     "eval",
     "generate",
@@ -20,6 +20,7 @@ const COMMANDS: [&str; 14] = [
     "convert",
     "quantize",
     "bench",
+    "report",
     "synth",
     "devices",
     "completions",

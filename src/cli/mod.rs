@@ -11,8 +11,8 @@ use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 
 use crate::commands::ui::{Outcome, Ui, Verbosity};
 use crate::commands::{
-    bench, chat, completions, convert, data, devices, eval, export, generate, inspect, man, quantize, synth,
-    train,
+    bench, chat, completions, convert, data, devices, eval, export, generate, inspect, man, quantize, report,
+    synth, train,
 };
 use crate::{ggml, llama};
 
@@ -68,6 +68,7 @@ enum Command {
     Convert(convert::Args),
     Quantize(quantize::Args),
     Bench(bench::Args),
+    Report(report::Args),
     Synth(synth::Args),
     Devices(devices::Args),
     Completions(completions::Args),
@@ -87,6 +88,7 @@ impl Command {
             Self::Convert(args) => convert::run(args, ui),
             Self::Quantize(args) => quantize::run(args, ui),
             Self::Bench(args) => bench::run(args, ui),
+            Self::Report(args) => report::run(args, ui),
             Self::Synth(args) => synth::run(args, ui),
             Self::Devices(args) => devices::run(args, ui),
             Self::Completions(args) => completions::run(args, Cli::command(), ui),

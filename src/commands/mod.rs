@@ -1,8 +1,8 @@
 //! One file per subcommand: flags, validated into a config, handed to an engine, its answer written out.
 //!
 //! Each file has `pub struct Args` (`clap::Args`) and `pub fn run(args: Args, ui: &Ui) -> anyhow::Result<Outcome>`.
-//! To add one: a new file here, a `pub mod` line, and one variant in `cli::Command`. `ui`, `inference` and `network` are no
-//! commands but what commands share.
+//! To add one: a new file here, a `pub mod` line, and one variant in `cli::Command`. `ui`, `inference`, `network` and
+//! `provenance` are no commands but what commands share.
 
 pub mod bench;
 pub mod chat;
@@ -17,7 +17,9 @@ pub mod inference;
 pub mod inspect;
 pub mod man;
 pub mod network;
+pub mod provenance;
 pub mod quantize;
+pub mod report;
 pub mod synth;
 pub mod train;
 pub mod ui;

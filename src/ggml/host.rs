@@ -19,3 +19,30 @@ pub fn peak_host_bytes() -> Option<u64> {
     #[cfg(not(unix))]
     None
 }
+
+/// The bytes of main memory that this process holds now, or none where the system does not tell cheaply.
+pub fn host_bytes() -> Option<u64> {
+    #[cfg(target_os = "linux")]
+    {
+        let pages = std::fs::read_to_string("/proc/self/statm").ok()?;
+        let resident: u64 = pages.split_whitespace().nth(1)?.parse().ok()?;
+        // SAFETY: asks for a constant of the system.
+        let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+        Some(resident * u64::try_from(page).ok()?)
+    }
+    #[cfg(not(target_os = "linux"))]
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_is_held_is_at_most_the_peak() {
+        let held = host_bytes().unwrap();
+        // The kernel counts both in batches.
+        assert!(held > 0 && held <= peak_host_bytes().unwrap() + (1 << 22));
+    }
+}

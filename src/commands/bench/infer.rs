@@ -70,7 +70,7 @@ pub fn run(args: &Args, interrupt: Interrupt, ui: &Ui) -> anyhow::Result<Outcome
     let n_threads = args.threads.unwrap_or_else(|| llama::default_threads(device.name()).0);
     let source = args.source.ready(ui)?;
     let path = source.path();
-    let subject = Subject::new(&source, &source.open()?, &device, n_threads as usize);
+    let subject = Subject::new(&source, &source.open()?, &device, n_threads as usize).seeded(args.seed);
     let free_before = device.memory().0;
     let spinner = ui.spinner("load");
     spinner.message(path.display().to_string());

@@ -1,5 +1,6 @@
 //! `bench`: how fast this machine trains and answers, on a model or on the shape of one.
 
+mod compare;
 mod infer;
 mod kernels;
 mod report;
@@ -10,7 +11,7 @@ use anyhow::Context as _;
 
 use super::ui::{Interrupt, Outcome, Ui};
 
-/// Measure training steps, or prompts and generation
+/// Measure training steps, or prompts and generation; compare measurements
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -25,6 +26,8 @@ enum Command {
     Infer(infer::Args),
     /// Each kernel of a training step by itself, beside what the device can do
     Kernels(kernels::Args),
+    /// Two files of results side by side: how many times as fast the new one is
+    Compare(compare::Args),
 }
 
 /// Runs the subcommand.
@@ -37,5 +40,8 @@ pub fn run(args: Args, ui: &Ui) -> anyhow::Result<Outcome> {
             .with_context(|| format!("cannot measure inference of `{}`", args.source())),
         Command::Kernels(args) => kernels::run(&args, ui)
             .with_context(|| format!("cannot measure the kernels of `{}`", args.shape())),
+        Command::Compare(args) => {
+            compare::run(&args, ui).with_context(|| format!("cannot compare {}", args.files()))
+        }
     }
 }

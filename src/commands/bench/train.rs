@@ -73,7 +73,7 @@ pub fn run(args: &Args, interrupt: Interrupt, ui: &Ui) -> anyhow::Result<Outcome
     let device = machine.backend.device();
     let source = args.source.ready(ui)?;
     let file = source.open()?;
-    let subject = Subject::new(&source, &file, device, machine.threads);
+    let subject = Subject::new(&source, &file, device, machine.threads).seeded(args.seed);
     let free_before = device.memory().0;
     let model = args.machine.load(&file, args.seq_len, &machine, ui)?;
     let engine = args.machine.engine(
