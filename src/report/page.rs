@@ -74,7 +74,7 @@ pub fn markdown(input: &Input, pictures: &[(&Chart, String)], note: &Note) -> St
         out.push_str(&format!("\n\n## {}\n\n![{}]({path})", chart.title, chart.note));
     }
     for table in tables(input) {
-        out.push_str(&format!("\n\n## {}\n\n{}", table.title, rows(&table)));
+        out.push_str(&format!("\n\n## {}\n\n{}", table.title, rows(&table).trim_end()));
     }
     format!("{}\n\nqvac-ft {}, {}\n", out.trim_end(), note.version, utc(note.time))
 }

@@ -22,6 +22,8 @@ const SCALE: u32 = 4;
 const WIDTH: u32 = 640;
 /// Of the plotting area of lines, with its axis.
 const LINES_HEIGHT: u32 = 280;
+/// Below bars.
+const AXIS_HEIGHT: u32 = 30;
 const BAR: u32 = 15;
 const BETWEEN_BARS: u32 = 3;
 const BETWEEN_GROUPS: u32 = 15;
@@ -70,11 +72,11 @@ pub fn svg(chart: &Chart, look: Look) -> Result<Picture> {
             let hover = match &chart.body {
                 Body::Lines { unit, from_zero, series } => lines(&body, *unit, *from_zero, series)?,
                 Body::Bars { unit, groups, series } => {
-                    bars(&body, *unit, groups, series)?;
+                    bars(&body, *unit, groups, series, &Rows::of(&chart.body))?;
                     None
                 }
                 Body::Stacked { unit, groups, parts } => {
-                    stacked(&body, *unit, groups, parts)?;
+                    stacked(&body, *unit, groups, parts, &Rows::of(&chart.body))?;
                     None
                 }
             };
@@ -111,24 +113,44 @@ fn font(size: u32, color: RGBColor, bold: bool) -> TextStyle<'static> {
 fn width(text: &str, size: u32) -> u32 {
     fonts();
     let measured = font(size, TEXT.light, false).font.box_size(text).map_or(0, |(w, _)| w);
-    // The size is written 1.24 times smaller than it is measured.
-    (f64::from(measured) / 1.24 / f64::from(SCALE)).ceil() as u32
+    // Measured is a font whose ascent and descent, 1.164 of its size, are 1.24 of the size that is written.
+    (f64::from(measured) * 1.164 / 1.24 / f64::from(SCALE)).ceil() as u32
 }
 
 fn body_height(body: &Body) -> u32 {
     match body {
         Body::Lines { .. } => LINES_HEIGHT,
-        Body::Bars { groups, series, .. } => bars_height(groups.len(), series.len()) + 34,
-        Body::Stacked { groups, .. } => bars_height(groups.len(), 1) + 34,
+        Body::Bars { .. } | Body::Stacked { .. } => Rows::of(body).total + AXIS_HEIGHT,
     }
 }
 
-fn group_height(n_series: usize) -> u32 {
-    n_series as u32 * (BAR + BETWEEN_BARS) - BETWEEN_BARS
+/// Where groups of bars stand: those of a group together, without room for what was not measured.
+struct Rows {
+    /// From the top, for each group.
+    tops: Vec<u32>,
+    heights: Vec<u32>,
+    total: u32,
 }
 
-fn bars_height(n_groups: usize, n_series: usize) -> u32 {
-    n_groups as u32 * (group_height(n_series) + BETWEEN_GROUPS) + BETWEEN_GROUPS / 2
+impl Rows {
+    fn of(body: &Body) -> Self {
+        let counts: Vec<usize> = match body {
+            Body::Lines { .. } => Vec::new(),
+            Body::Bars { groups, series, .. } => {
+                (0..groups.len()).map(|i| series.iter().filter(|s| s.values[i].is_some()).count()).collect()
+            }
+            Body::Stacked { groups, .. } => vec![1; groups.len()],
+        };
+        let mut rows = Self { tops: Vec::new(), heights: Vec::new(), total: BETWEEN_GROUPS / 2 };
+        for n in counts {
+            let height = (n.max(1) as u32) * (BAR + BETWEEN_BARS) - BETWEEN_BARS;
+            rows.tops.push(rows.total);
+            rows.heights.push(height);
+            rows.total += height + BETWEEN_GROUPS;
+        }
+        rows.total -= BETWEEN_GROUPS / 2;
+        rows
+    }
 }
 
 /// Entry of a legend: name, colour, whether it is faint or dots.
@@ -220,7 +242,7 @@ fn lines(area: &Area, unit: Unit, from_zero: bool, series: &[Series]) -> Drawn<O
     const Y_TICKS: usize = 6;
     let points = || series.iter().flat_map(|s| &s.points);
     let xs = points().map(|p| p.0).fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), x| (a.min(x), b.max(x)));
-    let from = if xs.0 <= 0.1 * xs.1 { 0.0 } else { xs.0 };
+    let from = if xs.0 <= 0.5 * xs.1 { 0.0 } else { xs.0 };
     let x = from..if xs.1 > from { xs.1 } else { from + 1.0 };
     let y = span(points().map(|p| p.1), from_zero);
     let (x_step, y_step) = (tick_step(&x, X_TICKS).max(1.0), tick_step(&y, Y_TICKS));
@@ -295,26 +317,25 @@ fn bar_frame<'a, 'b>(
     area: &'b Area<'a>,
     unit: Unit,
     groups: &[String],
-    n_series: usize,
+    rows: &Rows,
     most: f64,
 ) -> Drawn<ChartContext<'b, SVGBackend<'a>, Cartesian2d<RangedCoordf64, RangedCoordf64>>> {
     const TICKS: usize = 5;
-    let height = bars_height(groups.len(), n_series);
     let label_width = groups.iter().map(|g| width(g, 12)).max().unwrap_or(0).min(WIDTH / 2) + 12;
     let x = 0.0..most;
     let step = tick_step(&x, TICKS);
     let mut chart = ChartBuilder::on(area)
         .margin_right(px(18))
         .margin_left(px(8))
-        .x_label_area_size(px(34))
+        .x_label_area_size(px(AXIS_HEIGHT))
         .y_label_area_size(px(label_width))
-        .build_cartesian_2d(x, f64::from(height)..0.0)?;
+        .build_cartesian_2d(x, f64::from(rows.total)..0.0)?;
     let text = move |v: &f64| unit.tick(*v, step, most);
     chart
         .configure_mesh()
         .disable_y_mesh()
         .disable_y_axis()
-        .disable_x_axis()
+        .axis_style(TRANSPARENT)
         .x_labels(TICKS)
         .max_light_lines(0)
         .bold_line_style(GRID.light.stroke_width(SCALE))
@@ -327,7 +348,7 @@ fn bar_frame<'a, 'b>(
     let (pixels, _) = chart.plotting_area().get_pixel_range();
     let (_, top) = area.get_base_pixel();
     for (i, group) in groups.iter().enumerate() {
-        let y = group_top(i, n_series) + f64::from(group_height(n_series)) / 2.0;
+        let y = f64::from(rows.tops[i]) + f64::from(rows.heights[i]) / 2.0;
         let at = chart.plotting_area().map_coordinate(&(0.0, y));
         area.draw_text(&fitting(group, label_width), &style, (pixels.start - px(8), at.1 - top))?;
     }
@@ -344,11 +365,7 @@ fn fitting(text: &str, room: u32) -> String {
     }
 }
 
-fn group_top(i: usize, n_series: usize) -> f64 {
-    f64::from(BETWEEN_GROUPS / 2 + i as u32 * (group_height(n_series) + BETWEEN_GROUPS))
-}
-
-fn bars(area: &Area, unit: Unit, groups: &[String], series: &[BarSeries]) -> Drawn {
+fn bars(area: &Area, unit: Unit, groups: &[String], series: &[BarSeries], rows: &Rows) -> Drawn {
     let values = || series.iter().flat_map(|s| s.values.iter().flatten());
     let most = values().map(|v| v.max).fold(0.0, f64::max).max(f64::MIN_POSITIVE);
     // Room for the figure at a bar's end.
@@ -356,11 +373,13 @@ fn bars(area: &Area, unit: Unit, groups: &[String], series: &[BarSeries]) -> Dra
     let labels = groups.iter().map(|g| width(g, 12)).max().unwrap_or(0).min(WIDTH / 2);
     let room = f64::from(WIDTH.saturating_sub(labels + 38).max(120));
     let most = most * room / (room - f64::from(widest + 14)).max(60.0);
-    let mut chart = bar_frame(area, unit, groups, series.len(), most)?;
+    let mut chart = bar_frame(area, unit, groups, rows, most)?;
+    let mut tops = rows.tops.clone();
     for (k, s) in series.iter().enumerate() {
         for (i, value) in s.values.iter().enumerate() {
             let Some(v) = value else { continue };
-            let top = group_top(i, series.len()) + f64::from(k as u32 * (BAR + BETWEEN_BARS));
+            let top = f64::from(tops[i]);
+            tops[i] += BAR + BETWEEN_BARS;
             let (bottom, middle) = (top + f64::from(BAR), top + f64::from(BAR) / 2.0);
             let bar = Rectangle::new([(0.0, top), (v.median, bottom)], theme::series(k).filled());
             chart.draw_series([bar])?;
@@ -377,19 +396,19 @@ fn bars(area: &Area, unit: Unit, groups: &[String], series: &[BarSeries]) -> Dra
             chart.draw_series([EmptyElement::at((v.max, middle)) + text])?;
         }
     }
-    baseline(&mut chart, 0.0, bars_height(groups.len(), series.len()))?;
+    baseline(&mut chart, 0.0, rows.total)?;
     if unit == Unit::Times {
-        baseline(&mut chart, 1.0, bars_height(groups.len(), series.len()))?;
+        baseline(&mut chart, 1.0, rows.total)?;
     }
     Ok(())
 }
 
-fn stacked(area: &Area, unit: Unit, groups: &[String], parts: &[(String, Vec<f64>)]) -> Drawn {
+fn stacked(area: &Area, unit: Unit, groups: &[String], parts: &[(String, Vec<f64>)], rows: &Rows) -> Drawn {
     let total = |i: usize| parts.iter().map(|p| p.1[i]).sum::<f64>();
     let most = (0..groups.len()).map(total).fold(f64::MIN_POSITIVE, f64::max);
-    let mut chart = bar_frame(area, unit, groups, 1, most)?;
+    let mut chart = bar_frame(area, unit, groups, rows, most)?;
     for i in 0..groups.len() {
-        let top = group_top(i, 1);
+        let top = f64::from(rows.tops[i]);
         let bottom = top + f64::from(BAR);
         let mut from = 0.0;
         for (k, (_, values)) in parts.iter().enumerate() {
@@ -402,7 +421,7 @@ fn stacked(area: &Area, unit: Unit, groups: &[String], parts: &[(String, Vec<f64
             from = to;
         }
     }
-    baseline(&mut chart, 0.0, bars_height(groups.len(), 1))
+    baseline(&mut chart, 0.0, rows.total)
 }
 
 fn baseline<'a>(

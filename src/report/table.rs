@@ -72,6 +72,7 @@ pub fn tables(input: &Input) -> Vec<Table> {
     if !input.measurements.is_empty() {
         tables.push(subjects(&input.measurements));
     }
+    tables.retain(|t| !t.rows.is_empty());
     tables
 }
 
