@@ -376,14 +376,15 @@ mod browser {
             document.querySelector("#loss .plot").dispatchEvent(
                 new PointerEvent("pointermove", { clientX: box.left + box.width / 2, clientY: box.top + box.height / 2 }));
             const wide = document.documentElement.scrollWidth > innerWidth;
-            const low = [...document.querySelectorAll("figure svg")].filter(s => s.getBoundingClientRect().height < 60);
+            const low = [...document.querySelectorAll("figure svg")].filter(s => s.getBoundingClientRect().height < 30);
             document.body.dataset.probe = `wide ${wide}, low ${low.length}`;
         </script></body>"##;
         fs::write(dir.join("probe.html"), page.replace("</body>", probe)).unwrap();
         for size in ["--window-size=1280,900", "--window-size=500,900"] {
             let output = open(&browser, &dir, "probe.html", &[size, "--dump-dom"]);
             let dom = String::from_utf8_lossy(&output.stdout).into_owned();
-            assert!(dom.contains("wide false, low 0"), "{size}: the page fits its window");
+            let told = dom.split("data-probe=").nth(1).unwrap_or_default().split('>').next().unwrap();
+            assert_eq!(told, "\"wide false, low 0\"", "{size}: the page fits its window");
             let tip = dom.split("class=\"tip\"").nth(1).expect("a tip").split("</figure>").next().unwrap();
             assert!(tip.contains("step ") && tip.contains("training") && tip.contains("<b>"), "{tip}");
         }

@@ -295,28 +295,26 @@ fn measured(all: &[Measurement]) -> Vec<Chart> {
     charts
 }
 
-/// Names of what is measured, short: the model and its type, and of the rest what differs within a picture.
+/// Names of what is measured, short: the model and its type, and of the rest what differs among those of one kind.
 pub(super) fn labels(some: &[&Measurement]) -> Vec<String> {
-    let differs = |value: &dyn Fn(&Measurement) -> String| {
-        some.iter().map(|m| value(m)).collect::<BTreeSet<_>>().len() > 1
-    };
     let setting = |m: &Measurement, name: &str| {
         m.settings.iter().find(|(n, _)| *n == name).map(|(_, v)| v.clone()).unwrap_or_default()
     };
-    let mut names: Vec<&'static str> = Vec::new();
-    for (name, _) in some.iter().flat_map(|m| &m.settings) {
-        if !names.contains(name) && differs(&|m| setting(m, name)) {
-            names.push(name);
+    let differing = |kind: Kind| -> Vec<&'static str> {
+        let of_kind = || some.iter().filter(|m| m.kind == kind);
+        let mut names = Vec::new();
+        for (name, _) in of_kind().flat_map(|m| &m.settings) {
+            if !names.contains(name) && of_kind().map(|m| setting(m, name)).collect::<BTreeSet<_>>().len() > 1
+            {
+                names.push(*name);
+            }
         }
-    }
-    // `train512` says no more than the tokens of a step.
-    let tests = differs(&|m| m.test.clone()) && some.iter().any(|m| m.kind == Kind::Infer);
+        names
+    };
+    let names = [differing(Kind::Train), differing(Kind::Infer)];
     let label = |m: &&Measurement| {
         let mut label = format!("{} {}", m.model, m.dtype);
-        if tests {
-            label.push_str(&format!(", {}", m.test));
-        }
-        for name in &names {
+        for name in &names[usize::from(m.kind == Kind::Infer)] {
             let value = setting(m, name);
             match (*name, value.as_str()) {
                 ("tokens a step", n) => label.push_str(&format!(", {n} tokens")),
@@ -329,6 +327,16 @@ pub(super) fn labels(some: &[&Measurement]) -> Vec<String> {
         label
     };
     some.iter().map(label).collect()
+}
+
+/// The same for a picture, whose title does not name the test.
+fn bar_labels(some: &[&Measurement]) -> Vec<String> {
+    let several = some.iter().any(|m| m.kind == Kind::Infer && m.test != some[0].test);
+    let label = |(label, m): (String, &&Measurement)| match several {
+        true => format!("{label}, {}", m.test),
+        false => label,
+    };
+    labels(some).into_iter().zip(some).map(label).collect()
 }
 
 /// What a series of bars is called: the device, and what it is where two of a name are not the same.
@@ -357,7 +365,7 @@ fn bars(
     some: &[&Measurement],
     value: impl Fn(&Measurement) -> Option<Range>,
 ) -> Option<Chart> {
-    let (labels, devices) = (labels(some), device_names(some));
+    let (labels, devices) = (bar_labels(some), device_names(some));
     let (groups, names) = (distinct(&labels), distinct(&devices));
     // Of a figure that was taken twice the last one stands.
     let cell = |group: &str, name: &str| {
@@ -391,7 +399,7 @@ fn bars(
 
 /// How many times as fast as the CPU each other device is, where both were measured.
 fn against_cpu(what: &str, some: &[&Measurement]) -> Option<Chart> {
-    let (labels, devices) = (labels(some), device_names(some));
+    let (labels, devices) = (bar_labels(some), device_names(some));
     let groups = distinct(&labels);
     let speed = |group: &str, name: &str| {
         (0..some.len())
