@@ -412,7 +412,7 @@ fn against_cpu(what: &str, some: &[&Measurement]) -> Option<Chart> {
     for name in distinct(&devices).into_iter().filter(|name| *name != cpu) {
         let ratio = |group: &String| {
             let (new, old) = (speed(group, &name)?, speed(group, &cpu)?);
-            Some(quotient(new, old))
+            Some(new.over(old))
         };
         series.push(BarSeries { values: groups.iter().map(ratio).collect(), name });
     }
@@ -439,11 +439,6 @@ fn against_cpu(what: &str, some: &[&Measurement]) -> Option<Chart> {
             series,
         },
     })
-}
-
-/// The quotient of two figures, and between what it lies.
-pub(super) fn quotient(new: Range, old: Range) -> Range {
-    Range { median: new.median / old.median, min: new.min / old.max, max: new.max / old.min }
 }
 
 fn step_parts(some: &[&Measurement]) -> Option<Chart> {
@@ -488,14 +483,5 @@ mod tests {
     fn smoothing_is_a_mean_of_what_came_before() {
         let line = [(1.0, 1.0), (2.0, 3.0), (3.0, 5.0)];
         assert_eq!(smoothed(&line, 2), [(1.0, 1.0), (2.0, 2.0), (3.0, 4.0)]);
-    }
-
-    #[test]
-    fn a_quotient_lies_between_its_extremes() {
-        let a = Range { median: 10.0, min: 8.0, max: 12.0 };
-        let b = Range { median: 5.0, min: 4.0, max: 6.0 };
-        let q = quotient(a, b);
-        assert_eq!((q.median, q.max), (2.0, 3.0));
-        assert!((q.min - 8.0 / 6.0).abs() < 1e-12);
     }
 }

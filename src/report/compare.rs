@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::chart::{labels, quotient};
+use super::chart::labels;
 use super::error::{Error, Result};
 use super::input::Measurement;
 use super::Range;
@@ -93,7 +93,7 @@ pub fn compare(old: (&[Measurement], &Path), new: (&[Measurement], &Path)) -> Re
                     test: a.test.clone(),
                     old: before,
                     new: after,
-                    ratio: quotient(after, before),
+                    ratio: after.over(before),
                     device_memory: most(|m| m.peak_device_bytes),
                     host_memory: most(|m| m.peak_host_bytes),
                 });

@@ -46,7 +46,25 @@ impl Range {
         Self { median: x, min: x, max: x }
     }
 
+    /// The quotient of two figures, and between what it lies.
+    fn over(self, old: Self) -> Self {
+        Self { median: self.median / old.median, min: self.min / old.max, max: self.max / old.min }
+    }
+
     fn is_sound(&self) -> bool {
         self.min.is_finite() && self.max.is_finite() && self.min <= self.median && self.median <= self.max
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quotient_lies_between_its_extremes() {
+        let new = Range { median: 10.0, min: 8.0, max: 12.0 };
+        let quotient = new.over(Range { median: 5.0, min: 4.0, max: 6.0 });
+        assert_eq!((quotient.median, quotient.max), (2.0, 3.0));
+        assert!((quotient.min - 8.0 / 6.0).abs() < 1e-12);
     }
 }
