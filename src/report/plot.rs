@@ -424,8 +424,8 @@ fn stacked(area: &Area, unit: Unit, groups: &[String], parts: &[(String, Vec<f64
     baseline(&mut chart, 0.0, rows.total)
 }
 
-fn baseline<'a>(
-    chart: &mut ChartContext<'_, SVGBackend<'a>, Cartesian2d<RangedCoordf64, RangedCoordf64>>,
+fn baseline(
+    chart: &mut ChartContext<'_, SVGBackend<'_>, Cartesian2d<RangedCoordf64, RangedCoordf64>>,
     x: f64,
     height: u32,
 ) -> Drawn {

@@ -59,7 +59,7 @@ impl Events {
         for (tag, value) in scalars {
             let mut entry = Vec::new();
             field_bytes(&mut entry, 1, tag.as_bytes());
-            entry.push(2 << 3 | 5);
+            entry.push((2 << 3) | 5);
             entry.extend((*value as f32).to_le_bytes());
             field_bytes(&mut summary, 1, &entry);
         }
@@ -88,7 +88,7 @@ fn now() -> f64 {
 }
 
 fn message(step: u64, what: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
-    let mut out = vec![1 << 3 | 1];
+    let mut out = vec![(1 << 3) | 1];
     out.extend(now().to_le_bytes());
     field_varint(&mut out, 2, step);
     what(&mut out);
@@ -109,7 +109,7 @@ fn field_varint(out: &mut Vec<u8>, field: u64, n: u64) {
 }
 
 fn field_bytes(out: &mut Vec<u8>, field: u64, bytes: &[u8]) {
-    varint(out, field << 3 | 2);
+    varint(out, (field << 3) | 2);
     varint(out, bytes.len() as u64);
     out.extend(bytes);
 }
@@ -120,7 +120,7 @@ mod tests {
 
     /// Another way to the same checksum: bit by bit.
     fn crc_by_bits(bytes: &[u8]) -> u32 {
-        let step = |crc: u32| if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 };
+        let step = |crc: u32| if crc & 1 == 1 { (crc >> 1) ^ 0x82f6_3b78 } else { crc >> 1 };
         !bytes.iter().fold(!0, |crc, b| (0..8).fold(crc ^ u32::from(*b), |crc, _| step(crc)))
     }
 
