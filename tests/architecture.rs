@@ -20,7 +20,7 @@ const LAYERS: &[&[&str]] = &[
     &["main"],
     &["cli"],
     &["commands"],
-    &["train", "eval", "synth", "export", "bench", "verify", "convert", "plan"],
+    &["train", "eval", "synth", "export", "bench", "verify", "convert", "plan", "report"],
     &["data"],
     &["model"],
     &["ggml", "llama"],

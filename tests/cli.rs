@@ -9,7 +9,7 @@ use assert_cmd::cargo::CommandCargoExt as _;
 use common::{nano_model, truncated, AdapterSpec};
 use serde_json::Value;
 
-const COMMANDS: [&str; 15] = [
+const COMMANDS: [&str; 17] = [
     "train",
     "eval",
     "generate",
@@ -21,6 +21,8 @@ const COMMANDS: [&str; 15] = [
     "quantize",
     "plan",
     "bench",
+    "report",
+    "verify",
     "synth",
     "devices",
     "completions",

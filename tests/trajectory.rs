@@ -54,6 +54,7 @@ fn config(rows_per_step: usize, steps: u64, save_every: u64) -> RunConfig {
         eval_data: None,
         eval_every: 0,
         save_every,
+        build: None,
     };
     RunConfig {
         version: "0".into(),
@@ -129,7 +130,15 @@ fn run(
         None => lora(&engine).init(config.seed).unwrap(),
     }
     let mut watch = Watch { stop_after, ..Watch::default() };
-    let mut trainer = Trainer { config, engine: &engine, train: &data, eval: None, out: out.into(), cursor };
+    let mut trainer = Trainer {
+        config,
+        engine: &engine,
+        train: &data,
+        eval: None,
+        out: out.into(),
+        cursor,
+        watch: Default::default(),
+    };
     let mut eyes = Eyes(&mut watch.records, watch.stop_after, &watch.interrupt);
     let report = trainer.run(&mut eyes, &watch.interrupt).unwrap();
     assert_eq!(report.steps, watch.records.last().expect("a step was done").step);

@@ -17,7 +17,7 @@ use console::{style, StyledObject};
 
 use crate::commands::ui::{Problem, ReaderGone};
 use crate::error::Hint;
-use crate::{bench, convert, data, export, ggml, llama, model, synth, train, verify};
+use crate::{bench, convert, data, export, ggml, llama, model, report, synth, train, verify};
 
 type HintOf = fn(&(dyn Error + 'static)) -> Option<String>;
 
@@ -27,6 +27,7 @@ const HINTS: &[HintOf] = &[
     hint_of::<data::Error>,
     hint_of::<bench::Error>,
     hint_of::<verify::Error>,
+    hint_of::<report::Error>,
     hint_of::<train::Error>,
     hint_of::<export::Error>,
     hint_of::<convert::Error>,

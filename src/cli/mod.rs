@@ -12,7 +12,7 @@ use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 use crate::commands::ui::{Outcome, Ui, Verbosity};
 use crate::commands::{
     bench, chat, completions, convert, data, devices, eval, export, generate, inspect, man, plan, quantize,
-    synth, train, verify,
+    report, synth, train, verify,
 };
 use crate::{ggml, llama};
 
@@ -70,6 +70,7 @@ enum Command {
     Plan(Box<plan::Args>),
     Bench(bench::Args),
     Verify(verify::Args),
+    Report(report::Args),
     Synth(synth::Args),
     Devices(devices::Args),
     Completions(completions::Args),
@@ -91,6 +92,7 @@ impl Command {
             Self::Plan(args) => plan::run(*args, ui),
             Self::Bench(args) => bench::run(args, ui),
             Self::Verify(args) => verify::run(args, ui),
+            Self::Report(args) => report::run(args, ui),
             Self::Synth(args) => synth::run(args, ui),
             Self::Devices(args) => devices::run(args, ui),
             Self::Completions(args) => completions::run(args, Cli::command(), ui),

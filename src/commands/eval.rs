@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use serde::Serialize;
 
 use super::network::{DataArgs, NetworkArgs};
+use super::provenance::Provenance;
 use super::ui::{Outcome, Ui};
 use crate::ggml::{peak_host_bytes, GgufFile};
 use crate::model::adapter::AdapterFile;
@@ -66,7 +67,8 @@ struct Output {
     figures: Figures,
     /// The same of the model without the adapter.
     base: Option<Figures>,
-    device: String,
+    #[serde(flatten)]
+    provenance: Provenance,
     peak_device_bytes: usize,
     peak_host_bytes: Option<u64>,
 }
@@ -118,7 +120,7 @@ fn evaluate_all(args: &Args, ui: &Ui) -> anyhow::Result<Outcome> {
     let output = Output {
         figures,
         base,
-        device: machine.backend.device().name().into(),
+        provenance: Provenance::new(machine.backend.device(), Some(&file)),
         peak_device_bytes: engine.device_bytes(),
         peak_host_bytes: peak_host_bytes(),
     };
@@ -143,7 +145,7 @@ fn table(output: &Output) -> String {
         line("", &output.figures);
     }
     let f = &output.figures;
-    text += &format!("over {} tokens on {}", f.n_tokens, output.device);
+    text += &format!("over {} tokens on {}", f.n_tokens, output.provenance.device());
     if f.n_labelled > 0 {
         text += &format!(", accuracy over {} labelled records", f.n_labelled);
     }

@@ -1,8 +1,8 @@
 //! One file per subcommand: flags, validated into a config, handed to an engine, its answer written out.
 //!
 //! Each file has `pub struct Args` (`clap::Args`) and `pub fn run(args: Args, ui: &Ui) -> anyhow::Result<Outcome>`.
-//! To add one: a new file here, a `pub mod` line, and one variant in `cli::Command`. `ui`, `exact`, `inference`, `memory` and `network` are no
-//! commands but what commands share.
+//! To add one: a new file here, a `pub mod` line, and one variant in `cli::Command`. `ui`, `exact`, `inference`, `memory`,
+//! `network` and `provenance` are no commands but what commands share.
 
 pub mod bench;
 pub mod chat;
@@ -20,7 +20,9 @@ pub mod man;
 pub mod memory;
 pub mod network;
 pub mod plan;
+pub mod provenance;
 pub mod quantize;
+pub mod report;
 pub mod synth;
 pub mod train;
 pub mod ui;

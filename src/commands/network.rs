@@ -1,7 +1,9 @@
 //! What `train`, `eval` and `bench` share: the flags that say which network runs where on which data, how it is trained,
 //! and all of it made ready.
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::builder::{RangedI64ValueParser, RangedU64ValueParser};
@@ -271,4 +273,40 @@ pub fn device_bytes(engine: &Engine, device: &Device, free_before: usize) -> usi
         DeviceKind::Cpu | DeviceKind::Software => 0,
     };
     fell.max(engine.device_bytes())
+}
+
+/// The memory that the run holds on its device, asked for twice a second at most: a driver takes its time to answer.
+pub struct Held<'a> {
+    engine: &'a Engine,
+    device: &'a Device,
+    free_before: usize,
+    last: Cell<Option<(Instant, usize)>>,
+    peak: Cell<usize>,
+}
+
+impl<'a> Held<'a> {
+    pub fn new(engine: &'a Engine, device: &'a Device, free_before: usize) -> Self {
+        Self { engine, device, free_before, last: Cell::new(None), peak: Cell::new(0) }
+    }
+
+    /// What it holds, or held half a second ago.
+    pub fn now(&self) -> u64 {
+        const EVERY: Duration = Duration::from_millis(500);
+        if let Some((_, bytes)) = self.last.get().filter(|(at, _)| at.elapsed() < EVERY) {
+            return bytes as u64;
+        }
+        self.ask() as u64
+    }
+
+    fn ask(&self) -> usize {
+        let bytes = device_bytes(self.engine, self.device, self.free_before);
+        self.last.set(Some((Instant::now(), bytes)));
+        self.peak.set(bytes.max(self.peak.get()));
+        bytes
+    }
+
+    /// The most that was seen.
+    pub fn peak(&self) -> usize {
+        self.ask().max(self.peak.get())
+    }
 }

@@ -9,10 +9,11 @@ use serde::Serialize;
 use super::bench::source::SourceArgs;
 use super::memory::{advice, size};
 use super::network::{check_context, default_batch, BackwardArgs, DataArgs, LoraArgs, Machine, MachineArgs};
+use super::provenance::Provenance;
 use super::ui::{Outcome, Problem, Ui};
 use crate::data::{epoch_rows, PackMode, Row};
 use crate::ggml::{own_host_bytes, DeviceKind, GgufFile};
-use crate::plan::{self, calibrate, Calibration, Fit, Pace, Planner, Request, Room};
+use crate::plan::{self, calibrate, Calibration, Fit, Pace, Planner, Request, Room, Times};
 use crate::train::{AdamW, EngineConfig};
 
 /// Say whether training fits into memory, what it takes, and how long it lasts
@@ -49,8 +50,8 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = 2.0, value_parser = seconds)]
     calibrate: f64,
 
-    /// Also allocate all of it, take two steps on zeros, and compare the peak with the prediction; exits with 1 if they
-    /// are more than 5% apart
+    /// Also allocate all of it, take steps on zeros for as long as `--calibrate` says, and compare peak and time with the
+    /// prediction; exits with 1 if the peaks are more than 5% apart
     #[arg(long)]
     measure: bool,
 }
@@ -72,11 +73,10 @@ fn seconds(text: &str) -> Result<f64, String> {
 
 #[derive(Debug, Serialize)]
 struct Output {
-    version: &'static str,
+    #[serde(flatten)]
+    provenance: Provenance,
     model: Option<PathBuf>,
     name: String,
-    device: String,
-    device_description: String,
     threads: usize,
     batch_tokens: usize,
     targets: Vec<&'static str>,
@@ -103,6 +103,10 @@ struct Measured {
     peak_bytes: Option<u64>,
     /// Prediction over measurement.
     ratio: f64,
+    /// An epoch's time by the whole model's pace.
+    epoch_seconds: f64,
+    /// Prediction over measurement, of an epoch's time; null where none was predicted.
+    time_ratio: Option<f64>,
 }
 
 /// Runs `plan`.
@@ -143,11 +147,10 @@ fn make(args: &Args, ui: &Ui) -> anyhow::Result<Outcome> {
     let room = Room::of(&device, args.machine.memory);
     let chosen = planner.choose(&request, &room)?;
     let mut output = Output {
-        version: env!("CARGO_PKG_VERSION"),
+        // A shape's file is a table without weights.
+        provenance: Provenance::new(&device, args.source.model().is_some().then_some(&file)),
         model: args.source.model().map(Into::into),
         name: planner.model().name.clone().unwrap_or_else(|| args.source.what()),
-        device: device.name().into(),
-        device_description: device.description().trim().into(),
         threads: machine.threads,
         batch_tokens,
         targets: request.lora.iter().flat_map(|l| &l.targets).map(|t| t.name()).collect(),
@@ -164,19 +167,20 @@ fn make(args: &Args, ui: &Ui) -> anyhow::Result<Outcome> {
         measured: None,
     };
     let config = config(&request, &output.fit);
+    let time = Duration::from_secs_f64(args.calibrate);
+    let n_rows = if args.data.is_some() { rows.len() } else { ROWS };
+    let pace = |times: &Times| times.pace(n_rows, request.rows_per_step, config.n_rows);
     if args.calibrate > 0.0 && output.fits {
         let spinner = ui.spinner("measure");
         spinner.message("a few layers");
-        let time = Duration::from_secs_f64(args.calibrate);
         let calibration = calibrate(&file, &machine.backend, &config, &rows, time)?;
-        let n_rows = if args.data.is_some() { rows.len() } else { ROWS };
-        output.epoch = Some(calibration.pace(n_rows, request.rows_per_step, config.n_rows));
+        output.epoch = Some(pace(&calibration.times));
         output.calibration = Some(calibration);
     }
     let driver = output.calibration.and_then(|c| c.driver_bytes).unwrap_or_default();
     output.peak_bytes = output.fit.memory.total() as u64 + driver;
     if args.measure && output.fits {
-        output.measured = Some(measure(&file, &machine, &config, output.peak_bytes)?);
+        output.measured = Some(measure(&file, &machine, &config, (&rows, time), &output, &pace)?);
     }
     if ui.json() {
         ui.result(&output)?;
@@ -207,7 +211,9 @@ fn measure(
     file: &GgufFile,
     machine: &Machine,
     config: &EngineConfig,
-    predicted: u64,
+    (rows, time): (&[Row], Duration),
+    predicted: &Output,
+    pace: &dyn Fn(&Times) -> Pace,
 ) -> anyhow::Result<Measured> {
     let device = machine.backend.device();
     let on_gpu = matches!(device.kind(), DeviceKind::Gpu | DeviceKind::Igpu);
@@ -216,12 +222,19 @@ fn measure(
         false => own_host_bytes(),
     };
     let before = held();
-    let allocated = plan::measure(file, &machine.backend, config, true, &mut || held().unwrap_or_default())?;
+    let held_now = &mut || held().unwrap_or_default();
+    let whole = plan::measure(file, &machine.backend, config, true, (rows, time), held_now)?;
     // A process also holds what is no tensor's: where those are small, its growth says nothing of them.
     let least = if on_gpu { 1 } else { NOISE };
-    let peak_bytes = before.and_then(|b| allocated.held.checked_sub(b)).filter(|&n| n >= least);
-    let measured = peak_bytes.unwrap_or(allocated.bytes);
-    Ok(Measured { allocated_bytes: allocated.bytes, peak_bytes, ratio: predicted as f64 / measured as f64 })
+    let peak_bytes = before.and_then(|b| whole.held.checked_sub(b)).filter(|&n| n >= least);
+    let epoch_seconds = pace(&whole.times).seconds;
+    Ok(Measured {
+        allocated_bytes: whole.bytes,
+        peak_bytes,
+        ratio: predicted.peak_bytes as f64 / peak_bytes.unwrap_or(whole.bytes) as f64,
+        epoch_seconds,
+        time_ratio: predicted.epoch.map(|e| e.seconds / epoch_seconds),
+    })
 }
 
 fn text(o: &Output, request: &Request) -> String {
@@ -230,8 +243,13 @@ fn text(o: &Output, request: &Request) -> String {
     let recompute = fit.recompute.map_or(String::new(), |r| format!(", recompute {r:?}").to_lowercase());
     let plural = if fit.n_rows == 1 { "row" } else { "rows" };
     let mut text = format!(
-        "{} on {} ({})\n{} {plural} of {} tokens at a time, {} tokens a step{recompute}, rank {}\n\n",
-        o.name, o.device, o.device_description, fit.n_rows, fit.seq_len, o.batch_tokens, fit.rank
+        "{} on {}\n{} {plural} of {} tokens at a time, {} tokens a step{recompute}, rank {}\n\n",
+        o.name,
+        o.provenance.described(),
+        fit.n_rows,
+        fit.seq_len,
+        o.batch_tokens,
+        fit.rank
     );
     let mut line = |what: &str, bytes: usize, note: String| {
         text += format!("{what:<24}{:>12}  {note}", size(bytes as u64)).trim_end();
@@ -263,13 +281,17 @@ fn text(o: &Output, request: &Request) -> String {
             e.rows,
             e.steps,
             duration(e.seconds),
-            1e3 * c.micro_batch_seconds,
-            1e3 * c.update_seconds
+            1e3 * c.times.micro_batch_seconds,
+            1e3 * c.times.update_seconds
         );
     }
     if let Some(m) = &o.measured {
         let took = size(m.peak_bytes.unwrap_or(m.allocated_bytes));
         text += &format!("measured: {took}; the prediction is {:.1}% of it\n", 100.0 * m.ratio);
+        if let Some(ratio) = m.time_ratio {
+            let epoch = duration(m.epoch_seconds);
+            text += &format!("measured: {epoch} an epoch; the prediction is {:.1}% of it\n", 100.0 * ratio);
+        }
     }
     text
 }

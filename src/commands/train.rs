@@ -8,16 +8,19 @@ use clap::builder::RangedU64ValueParser;
 use clap::ValueEnum;
 use serde::Serialize;
 
-use super::network::{default_batch, device_bytes, BackwardArgs, DataArgs, LoraArgs, Machine, NetworkArgs};
+use super::network::{default_batch, BackwardArgs, DataArgs, Held, LoraArgs, Machine, NetworkArgs};
+use super::provenance::{Provenance, LLAMA_CPP, PATCH_HASH};
+use super::report;
 use super::ui::{Interrupt, Outcome, Progress, Ui};
 use crate::data::{Dataset, PackMode};
 use crate::ggml::{peak_host_bytes, GgufFile, EXACT_VERSION};
+use crate::llama::DeviceFacts;
 use crate::model::adapter::AdapterFile;
 use crate::model::{LoraConfig, Model};
 use crate::plan::Request;
 use crate::train::{
-    data_hash, latest_checkpoint, model_hash, steps_in, AdamW, Checkpoint, Cursor, Decay, Engine, EvalRecord,
-    How, Observer, Recompute, Report, RunConfig, Schedule, StepRecord, Stop, Trainer,
+    data_hash, latest_checkpoint, model_hash, steps_in, AdamW, Build, Checkpoint, Cursor, Decay, Engine,
+    EvalRecord, How, Observer, Recompute, Report, RunConfig, Schedule, StepRecord, Stop, Trainer, Watch,
 };
 
 /// Train a LoRA adapter on a file of chats
@@ -53,6 +56,10 @@ pub struct Args {
     /// Adapter to go on training; its rank, alpha and targets are kept
     #[arg(long, value_name = "GGUF", conflicts_with_all = ["rank", "alpha", "targets"])]
     adapter: Option<PathBuf>,
+
+    /// Write TensorBoard's event files, too; to this folder, or `tensorboard` in that of the run
+    #[arg(long, value_name = "DIR", num_args = 0..=1)]
+    tensorboard: Option<Option<PathBuf>>,
 
     #[command(flatten)]
     tokens: DataArgs,
@@ -132,10 +139,13 @@ struct Output<'a> {
     peak_device_bytes: usize,
     peak_host_bytes: Option<u64>,
     n_params: usize,
-    device: &'a str,
+    #[serde(flatten)]
+    provenance: Provenance,
     /// Null where the run was stopped before its end.
     adapter: Option<&'a Path>,
     run: &'a Path,
+    /// The page that shows how it went.
+    report: Option<PathBuf>,
 }
 
 /// Runs `train`.
@@ -170,6 +180,9 @@ fn train(args: &Args, ui: &Ui) -> anyhow::Result<Outcome> {
     let cursor = start(args, &engine, &config, init.as_ref(), checkpoint.as_deref())?;
     describe(ui, args, &config, &data, &engine, cursor);
 
+    let tensorboard =
+        args.tensorboard.as_ref().map(|dir| dir.clone().unwrap_or_else(|| args.out.join("tensorboard")));
+    let held = Held::new(&engine, machine.backend.device(), free_before);
     let mut trainer = Trainer {
         config: &config,
         engine: &engine,
@@ -177,12 +190,18 @@ fn train(args: &Args, ui: &Ui) -> anyhow::Result<Outcome> {
         eval: eval.as_ref(),
         out: args.out.clone(),
         cursor,
+        watch: Watch { device_bytes: Some(&|| held.now()), tensorboard: tensorboard.as_deref() },
     };
     let mut bar = Bar::new(ui, config.schedule.total, cursor.step, engine.device_bytes());
     let report = trainer.run(&mut bar, interrupt.flag())?;
     drop(bar);
 
     let adapter = finish(args, &engine, &model, &report)?;
+    // The work is done and kept: a page that cannot be written is no reason to fail.
+    let page = report::write_beside(&args.out);
+    if let Err(error) = &page {
+        ui.warn(format_args!("no `{}` was written: {error:#}", report::FILE));
+    }
     let output = Output {
         final_loss: report.final_loss,
         eval_loss: report.evaluation.as_ref().map(|e| e.loss),
@@ -191,12 +210,13 @@ fn train(args: &Args, ui: &Ui) -> anyhow::Result<Outcome> {
         finished: report.stop == Stop::Finished,
         tokens_per_second: report.tokens_per_second(),
         seconds: report.seconds,
-        peak_device_bytes: device_bytes(&engine, machine.backend.device(), free_before),
+        peak_device_bytes: held.peak(),
         peak_host_bytes: peak_host_bytes(),
         n_params: engine.lora().map_or(0, |l| l.n_params()),
-        device: machine.backend.device().name(),
+        provenance: Provenance::new(machine.backend.device(), Some(&file)).seeded(args.seed),
         adapter: adapter.as_deref(),
         run: &args.out,
+        report: page.ok(),
     };
     if ui.json() {
         ui.result(&output)?;
@@ -281,6 +301,11 @@ fn run_config(
             eval_data: args.eval_data.clone(),
             eval_every: args.eval_every,
             save_every: args.save_every,
+            build: Some(Build {
+                llama_cpp: LLAMA_CPP.into(),
+                patch_hash: PATCH_HASH.into(),
+                driver: DeviceFacts::of(device).driver,
+            }),
         },
     };
     config.validate()?;
@@ -387,7 +412,8 @@ fn summary(ui: &Ui, args: &Args, output: &Output) -> anyhow::Result<()> {
     let gigabytes = output.peak_device_bytes as f64 / 1e9;
     ui.line(format_args!(
         "step {}: {loss}{eval}{speed}, {gigabytes:.2} GB on {}",
-        output.steps, output.device
+        output.steps,
+        output.provenance.device()
     ))?;
     match output.adapter {
         Some(adapter) => ui.line(adapter.display()),

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::bench::report::table;
 use super::exact::ExactArg;
+use super::provenance::Provenance;
 use super::ui::{Interrupt, Outcome, Progress, Ui};
 use crate::data::{Dataset, LossOn, Options, Sample};
 use crate::ggml::{self, Device, GgufFile};
@@ -83,10 +84,9 @@ impl From<TierArg> for Tier {
 
 #[derive(Serialize)]
 struct Output<'a> {
-    version: &'static str,
+    #[serde(flatten)]
+    provenance: Provenance,
     model: &'a std::path::Path,
-    device: &'a str,
-    device_description: &'a str,
     against: &'a str,
     against_description: &'a str,
     threads: usize,
@@ -112,9 +112,10 @@ fn check(args: &Args, ui: &Ui) -> anyhow::Result<Outcome> {
     };
     let reference = Device::by_name(&args.against)?;
     let threads = args.threads.unwrap_or_else(|| llama::physical_cores() as usize);
+    let file = GgufFile::open(&args.model)?;
     let of_itself = device.name() == reference.name();
     if tier == Tier::T2 {
-        ExactArg { exact: true }.check_training(&GgufFile::open(&args.model)?, args.seq_len)?;
+        ExactArg { exact: true }.check_training(&file, args.seq_len)?;
     }
     let pair = Pair {
         model: &args.model,
@@ -137,10 +138,8 @@ fn check(args: &Args, ui: &Ui) -> anyhow::Result<Outcome> {
     let [pass, fail, skip] = [Status::Pass, Status::Fail, Status::Skip].map(|s| report.count(s));
     if ui.json() {
         ui.result(&Output {
-            version: env!("CARGO_PKG_VERSION"),
+            provenance: Provenance::new(&device, Some(&file)).seeded(config.seed),
             model: &args.model,
-            device: device.name(),
-            device_description: device.description().trim(),
             against: reference.name(),
             against_description: reference.description().trim(),
             threads,

@@ -111,7 +111,7 @@ fn python_json(value: &serde_json::Value, indent: Option<usize>, depth: usize, o
 }
 
 /// The directives that templates use, in the C locale and UTC; an unknown one is left standing.
-fn strftime(format: &str, seconds: i64) -> String {
+pub fn strftime(format: &str, seconds: i64) -> String {
     const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
     const MONTHS: [&str; 12] = [
         "January",

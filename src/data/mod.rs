@@ -36,6 +36,7 @@ mod vocab;
 
 pub use dataset::{Dataset, Options, Stats};
 pub use error::{Error, Origin, Result};
+pub use jinja::strftime;
 pub use label::LabelTask;
 pub use mask::LossOn;
 pub use pack::{epoch_rows, ordered_rows, PackMode, Row};

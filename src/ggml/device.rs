@@ -23,6 +23,17 @@ pub enum DeviceKind {
     Software,
 }
 
+/// What a device can hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct DeviceLimits {
+    /// Bytes in all.
+    pub memory: usize,
+    /// Bytes of its largest buffer; null where nothing but memory limits it.
+    pub max_buffer: Option<usize>,
+    /// Bytes that a tensor's place in a buffer is a multiple of.
+    pub alignment: usize,
+}
+
 /// A device that can run graphs.
 #[derive(Clone, Debug)]
 pub struct Device {
@@ -108,6 +119,18 @@ impl Device {
         // SAFETY: a live device and two places to write to.
         unsafe { sys::ggml_backend_dev_memory(self.ptr.as_ptr(), &mut free, &mut total) };
         (free, total)
+    }
+
+    /// What its driver allows.
+    pub fn limits(&self) -> DeviceLimits {
+        let _one_at_a_time = setup();
+        // SAFETY: a live device; its default buffer type lives as long as the process.
+        let (max_buffer, alignment) = unsafe {
+            let buft = sys::ggml_backend_dev_buffer_type(self.ptr.as_ptr());
+            (sys::ggml_backend_buft_get_max_size(buft), sys::ggml_backend_buft_get_alignment(buft))
+        };
+        let max_buffer = (max_buffer != usize::MAX).then_some(max_buffer);
+        DeviceLimits { memory: self.memory().1, max_buffer, alignment }
     }
 
     /// Whether the device can compute `op`.

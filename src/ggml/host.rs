@@ -5,6 +5,11 @@ pub fn free_host_bytes() -> Option<u64> {
     proc_field("/proc/meminfo", "MemAvailable")
 }
 
+/// Bytes of main memory that this process holds, or none where the system does not tell.
+pub fn host_bytes() -> Option<u64> {
+    proc_field("/proc/self/status", "VmRSS")
+}
+
 /// Bytes of main memory that this process holds and no file backs, or none where the system does not tell.
 pub fn own_host_bytes() -> Option<u64> {
     let of = |field| proc_field("/proc/self/status", field);
@@ -37,4 +42,17 @@ pub fn peak_host_bytes() -> Option<u64> {
     }
     #[cfg(not(unix))]
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_is_held_is_at_most_the_peak() {
+        let held = host_bytes().unwrap();
+        // The kernel counts both in batches.
+        assert!(held > 0 && held <= peak_host_bytes().unwrap() + (1 << 22));
+    }
 }

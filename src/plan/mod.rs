@@ -5,12 +5,15 @@
 //!
 //! ```text
 //! fit        memory of a setting, the largest micro-batch that fits, and what would fit where nothing does
-//! calibrate  seconds of a micro-batch, from a model of a few layers
+//! calibrate  what a whole model takes, from one of a few layers; or from the whole
+//! pace       seconds of an engine's steps, and of an epoch
 //! ```
 //! It never prints and never chooses a model or a device.
 
 mod calibrate;
 mod fit;
+mod pace;
 
-pub use calibrate::{calibrate, measure, Allocated, Calibration, Pace};
+pub use calibrate::{calibrate, measure, Calibration, Whole};
 pub use fit::{free_bytes, Fit, Planner, Request, Room};
+pub use pace::{Pace, Times};

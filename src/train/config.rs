@@ -62,6 +62,17 @@ pub struct How {
     pub eval_data: Option<PathBuf>,
     pub eval_every: u64,
     pub save_every: u64,
+    /// Older runs do not say.
+    #[serde(default)]
+    pub build: Option<Build>,
+}
+
+/// What computed a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Build {
+    pub llama_cpp: String,
+    pub patch_hash: String,
+    pub driver: Option<String>,
 }
 
 const FILE: &str = "config.json";
@@ -189,6 +200,7 @@ mod tests {
             eval_data: None,
             eval_every: 0,
             save_every: 10,
+            build: None,
         };
         RunConfig {
             version: "0.1.0".into(),

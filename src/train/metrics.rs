@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::error::{Error, Result};
+use super::tensorboard::Events;
 
 /// One optimizer step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,6 +30,11 @@ pub struct StepRecord {
     pub seconds: f64,
     /// Tokens that are not padding, per second of this step.
     pub tokens_per_second: f64,
+    /// Held on the device, and by the process in main memory, around the end of this step; where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device_bytes: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_bytes: Option<u64>,
 }
 
 /// One evaluation.
@@ -40,10 +46,49 @@ pub struct EvalRecord {
     pub eval_accuracy: Option<f64>,
 }
 
-/// The open file.
+/// What is written of a step or an evaluation.
+pub trait Record: Serialize {
+    fn step(&self) -> u64;
+    /// Its figures under the names that TensorBoard's users expect.
+    fn scalars(&self) -> Vec<(&'static str, f64)>;
+}
+
+impl Record for StepRecord {
+    fn step(&self) -> u64 {
+        self.step
+    }
+
+    fn scalars(&self) -> Vec<(&'static str, f64)> {
+        let mut scalars = vec![
+            ("train/loss", self.loss),
+            ("train/learning_rate", self.lr),
+            ("train/grad_norm", self.grad_norm),
+            ("train/epoch", self.epoch as f64),
+            ("train/tokens_per_second", self.tokens_per_second),
+        ];
+        scalars.extend(self.device_bytes.map(|n| ("memory/device_bytes", n as f64)));
+        scalars.extend(self.host_bytes.map(|n| ("memory/host_bytes", n as f64)));
+        scalars
+    }
+}
+
+impl Record for EvalRecord {
+    fn step(&self) -> u64 {
+        self.step
+    }
+
+    fn scalars(&self) -> Vec<(&'static str, f64)> {
+        let mut scalars = vec![("eval/loss", self.eval_loss)];
+        scalars.extend(self.eval_accuracy.map(|a| ("eval/accuracy", a)));
+        scalars
+    }
+}
+
+/// The open file, and TensorBoard's beside it where that is wished.
 pub struct Metrics {
     path: PathBuf,
     file: File,
+    events: Option<Events>,
 }
 
 impl Metrics {
@@ -70,15 +115,24 @@ impl Metrics {
         }
         fs::write(path, kept).map_err(io("write"))?;
         let file = OpenOptions::new().append(true).open(path).map_err(io("write"))?;
-        Ok(Self { path: path.into(), file })
+        Ok(Self { path: path.into(), file, events: None })
+    }
+
+    /// Has every record from now on written to TensorBoard's `events`, too.
+    pub fn with_events(self, events: Option<Events>) -> Self {
+        Self { events, ..self }
     }
 
     /// Appends one record.
-    pub fn write(&mut self, record: &impl Serialize) -> Result<()> {
+    pub fn write(&mut self, record: &impl Record) -> Result<()> {
         let mut line = serde_json::to_string(record).expect("the fields are plain data");
         line.push('\n');
         let io = |source| Error::Io { action: "write", path: self.path.clone(), source };
-        self.file.write_all(line.as_bytes()).map_err(io)
+        self.file.write_all(line.as_bytes()).map_err(io)?;
+        match &mut self.events {
+            Some(events) => events.write(record.step(), &record.scalars()),
+            None => Ok(()),
+        }
     }
 }
 

@@ -12,6 +12,7 @@
 //! eval        loss, perplexity and accuracy over a data set
 //! checkpoint  a run's state on disk, written atomically
 //! metrics     one JSON line a step
+//! tensorboard the same as TensorBoard's event files
 //! ```
 //! It never prints: what a user sees goes through [`Observer`].
 
@@ -26,11 +27,12 @@ mod metrics;
 mod optimizer;
 mod schedule;
 mod step;
+mod tensorboard;
 mod trainer;
 
 pub use batch::{MicroBatch, Prediction};
 pub use checkpoint::{latest as latest_checkpoint, Checkpoint, Cursor};
-pub use config::{data_hash, model_hash, How, RunConfig};
+pub use config::{data_hash, model_hash, Build, How, RunConfig};
 pub use error::{Error, Result};
 pub use eval::{evaluate, Accuracy, Evaluation};
 pub use memory::Memory;
@@ -38,4 +40,4 @@ pub use metrics::{EvalRecord, StepRecord};
 pub use optimizer::AdamW;
 pub use schedule::{Decay, Schedule};
 pub use step::{check_exact, Engine, EngineConfig, Recompute, TrainingConfig};
-pub use trainer::{steps_in, Observer, Report, Stop, Trainer};
+pub use trainer::{steps_in, Observer, Report, Stop, Trainer, Watch};

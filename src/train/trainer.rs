@@ -3,11 +3,12 @@
 //! Everything that decides the result is a function of the configuration and the cursor; where a run was stopped and
 //! gone on with leaves no trace in it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use crate::data::{epoch_rows, Dataset, Origin, Row};
+use crate::ggml::host_bytes;
 
 use super::batch::MicroBatch;
 use super::checkpoint::{Checkpoint, Cursor};
@@ -16,6 +17,7 @@ use super::error::{Error, Result};
 use super::eval::{evaluate, Evaluation};
 use super::metrics::{EvalRecord, Metrics, StepRecord};
 use super::step::Engine;
+use super::tensorboard::Events;
 
 /// What a run tells while it goes on.
 pub trait Observer {
@@ -78,12 +80,24 @@ pub struct Trainer<'a> {
     /// The run's folder.
     pub out: PathBuf,
     pub cursor: Cursor,
+    pub watch: Watch<'a>,
+}
+
+/// What is written down besides.
+#[derive(Clone, Copy, Default)]
+pub struct Watch<'a> {
+    /// The bytes that the run holds on its device.
+    pub device_bytes: Option<&'a dyn Fn() -> u64>,
+    /// Where TensorBoard's event files go.
+    pub tensorboard: Option<&'a Path>,
 }
 
 impl Trainer<'_> {
     /// Trains to the end, or until `interrupt` is set.
     pub fn run(&mut self, observer: &mut dyn Observer, interrupt: &AtomicBool) -> Result<Report> {
-        let mut metrics = Metrics::open(&self.out.join("metrics.jsonl"), self.cursor.step)?;
+        let events = self.watch.tensorboard.map(|dir| Events::create(dir, self.cursor.step)).transpose()?;
+        let mut metrics =
+            Metrics::open(&self.out.join("metrics.jsonl"), self.cursor.step)?.with_events(events);
         let total = self.config.schedule.total;
         let how = &self.config.how;
         let mut report = Report {
@@ -197,6 +211,8 @@ impl Trainer<'_> {
             trained_tokens: trained as u64,
             seconds,
             tokens_per_second: tokens as f64 / seconds,
+            device_bytes: self.watch.device_bytes.map(|held| held()),
+            host_bytes: host_bytes(),
         })
     }
 

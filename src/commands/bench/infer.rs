@@ -86,7 +86,7 @@ pub fn run(args: &Args, interrupt: Interrupt, ui: &Ui) -> anyhow::Result<Outcome
     let source = args.source.ready(ui)?;
     let path = source.path();
     args.exact.prepare(path, Some(device.name()), ui)?;
-    let subject = Subject::new(&source, &source.open()?, &device, n_threads as usize);
+    let subject = Subject::new(&source, &source.open()?, &device, n_threads as usize).seeded(args.seed);
     let free_before = device.memory().0;
     let spinner = ui.spinner("load");
     spinner.message(path.display().to_string());

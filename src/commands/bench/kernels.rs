@@ -1,11 +1,12 @@
 //! `bench kernels`: each kernel of a training step by itself.
 
 use clap::builder::RangedU64ValueParser;
-use serde_json::json;
+use serde::Serialize;
 
 use super::report::table;
-use crate::bench::{self, KernelShape};
+use crate::bench::{self, KernelFigure, KernelShape};
 use crate::commands::network::MachineArgs;
+use crate::commands::provenance::Provenance;
 use crate::commands::synth;
 use crate::commands::ui::{Outcome, Ui};
 
@@ -38,6 +39,15 @@ impl Args {
     }
 }
 
+#[derive(Serialize)]
+struct Output<'a> {
+    #[serde(flatten)]
+    provenance: Provenance,
+    shape: &'a str,
+    n_tokens: u32,
+    kernels: &'a [KernelFigure],
+}
+
 /// Runs `bench kernels`.
 pub fn run(args: &Args, ui: &Ui) -> anyhow::Result<Outcome> {
     let shape = synth::config(&args.shape, "tq2_0", 42)?.shape;
@@ -56,14 +66,12 @@ pub fn run(args: &Args, ui: &Ui) -> anyhow::Result<Outcome> {
     })?;
     drop(bar);
     if ui.json() {
-        let device = machine.backend.device();
-        ui.result(&json!({
-            "shape": args.shape,
-            "n_tokens": args.tokens,
-            "device": device.name(),
-            "device_description": device.description().trim(),
-            "kernels": figures,
-        }))?;
+        ui.result(&Output {
+            provenance: Provenance::new(machine.backend.device(), None),
+            shape: &args.shape,
+            n_tokens: args.tokens,
+            kernels: &figures,
+        })?;
         return Ok(Outcome::Done);
     }
     let rows: Vec<Vec<String>> = figures

@@ -2,21 +2,22 @@
 
 use std::num::NonZeroU32;
 use std::path::Path;
+use std::time::Duration;
 
 use clap::builder::RangedU64ValueParser;
 use serde::Serialize;
-use serde_json::json;
 
 use super::report::table;
 use crate::bench::{self, Loaded};
 use crate::commands::memory::size;
 use crate::commands::network::{default_batch, BackwardArgs, LoraArgs, Machine, MachineArgs};
+use crate::commands::provenance::Provenance;
 use crate::commands::synth as made;
 use crate::commands::ui::{Interrupt, Outcome, Ui};
 use crate::ggml::{own_host_bytes, DeviceKind, GgufFile};
 use crate::model::survey;
 use crate::plan::{self, Planner, Request, Room};
-use crate::train::{AdamW, EngineConfig};
+use crate::train::{model_hash, AdamW, EngineConfig};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -64,8 +65,21 @@ const PUBLISHED: &[&str] = &[
 ];
 
 #[derive(Debug, Serialize)]
+struct Output {
+    #[serde(flatten)]
+    provenance: Provenance,
+    /// Tokens of the cache.
+    context: u32,
+    seq_len: usize,
+    rank: usize,
+    models: Vec<Row>,
+}
+
+#[derive(Debug, Serialize)]
 struct Row {
     model: String,
+    /// Null where the weights are zeros.
+    model_hash: Option<String>,
     #[serde(rename = "type")]
     dtype: &'static str,
     n_params: u64,
@@ -110,15 +124,13 @@ pub fn run(args: &Args, interrupt: Interrupt, ui: &Ui) -> anyhow::Result<Outcome
         row.failed.iter().for_each(|why| ui.warn(format_args!("`{}`: {why}", row.model)));
     }
     if ui.json() {
-        ui.result(&json!({
-            "version": env!("CARGO_PKG_VERSION"),
-            "device": device.name(),
-            "device_description": device.description().trim(),
-            "context": args.context,
-            "seq_len": args.seq_len,
-            "rank": args.lora.rank,
-            "models": rows,
-        }))?;
+        ui.result(&Output {
+            provenance: Provenance::new(device, None),
+            context: args.context,
+            seq_len: args.seq_len,
+            rank: args.lora.rank,
+            models: rows,
+        })?;
     } else {
         ui.data(text(&rows))?;
     }
@@ -127,7 +139,8 @@ pub fn run(args: &Args, interrupt: Interrupt, ui: &Ui) -> anyhow::Result<Outcome
 
 fn measure(model: &str, args: &Args, machine: &Machine) -> anyhow::Result<Row> {
     let made;
-    let path = match model.rsplit_once(':').filter(|_| !Path::new(model).exists()) {
+    let is_file = Path::new(model).exists();
+    let path = match model.rsplit_once(':').filter(|_| !is_file) {
         None => Path::new(model),
         Some((shape, dtype)) => {
             let config = made::config(shape, dtype, 42)?;
@@ -141,6 +154,7 @@ fn measure(model: &str, args: &Args, machine: &Machine) -> anyhow::Result<Row> {
     let types = survey::types(&file);
     let mut row = Row {
         model: model.into(),
+        model_hash: is_file.then(|| model_hash(&file)),
         dtype: types.iter().max_by_key(|t| t.n_params).map_or("none", |t| t.name),
         n_params: types.iter().map(|t| t.n_params).sum(),
         file_bytes: file.len(),
@@ -201,7 +215,8 @@ fn training(
         training: request.training,
     };
     let before = held();
-    let took = plan::measure(file, &machine.backend, &config, false, &mut || held().unwrap_or_default())?;
+    let held_now = &mut || held().unwrap_or_default();
+    let took = plan::measure(file, &machine.backend, &config, false, (&[], Duration::ZERO), held_now)?;
     Ok(Training {
         micro_batch_rows: fit.n_rows,
         allocated_bytes: took.bytes,

@@ -1,5 +1,6 @@
 //! `bench`: how fast this machine trains and answers, on a model or on the shape of one.
 
+mod compare;
 mod infer;
 mod kernels;
 mod memory;
@@ -12,7 +13,7 @@ use anyhow::Context as _;
 
 use super::ui::{Interrupt, Outcome, Ui};
 
-/// Measure training steps, prompts and generation, or memory
+/// Measure training steps, prompts and generation, or memory; compare measurements
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -29,6 +30,8 @@ enum Command {
     Memory(Box<memory::Args>),
     /// Each kernel of a training step by itself, beside what the device can do
     Kernels(kernels::Args),
+    /// Two files of results side by side: how many times as fast the new one is
+    Compare(compare::Args),
 }
 
 /// Runs the subcommand.
@@ -42,5 +45,8 @@ pub fn run(args: Args, ui: &Ui) -> anyhow::Result<Outcome> {
         Command::Memory(args) => memory::run(&args, interrupt, ui).context("cannot measure memory"),
         Command::Kernels(args) => kernels::run(&args, ui)
             .with_context(|| format!("cannot measure the kernels of `{}`", args.shape())),
+        Command::Compare(args) => {
+            compare::run(&args, ui).with_context(|| format!("cannot compare {}", args.files()))
+        }
     }
 }

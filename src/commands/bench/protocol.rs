@@ -74,7 +74,6 @@ struct Ratio {
 
 #[derive(Serialize)]
 struct Output {
-    version: &'static str,
     protocol: Protocol,
     reps: usize,
     seed: u64,
@@ -103,7 +102,6 @@ pub fn run(plan: &Plan, interrupt: Interrupt, ui: &Ui) -> anyhow::Result<Outcome
     let agreement: Vec<Agreement> = plan.models.iter().map(|model| agreement(model, &runs)).collect();
     let differ = agreement.iter().any(|a| !a.same_tokens || !a.repeats);
     let output = Output {
-        version: env!("CARGO_PKG_VERSION"),
         protocol: PUBLISHED,
         reps: plan.reps,
         seed: plan.seed,
@@ -142,7 +140,7 @@ fn measure(
     let on_gpu = matches!(device.kind(), DeviceKind::Gpu | DeviceKind::Igpu);
     let threads = plan.threads.unwrap_or_else(|| llama::default_threads(device.name()).0);
     plan.exact.prepare(source.path(), Some(device.name()), ui)?;
-    let subject = Subject::new(source, &source.open()?, device, threads as usize);
+    let subject = Subject::new(source, &source.open()?, device, threads as usize).seeded(plan.seed);
     let free_before = device.memory().0;
     let model = llama::Model::load(source.path(), &ModelParams::on(Some(device.name())))?;
     let config = InferConfig {

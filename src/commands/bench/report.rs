@@ -5,17 +5,16 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::source::Source;
+use crate::commands::provenance::Provenance;
 use crate::commands::ui::{Outcome, Ui};
 use crate::ggml::{Device, GgufFile};
-use crate::llama::DeviceFacts;
 use crate::model::survey;
 
 /// What was measured on what.
 #[derive(Debug, Serialize)]
 pub struct Subject {
-    version: &'static str,
-    /// Where the build was told it, in `QVAC_COMMIT`.
-    commit: Option<&'static str>,
+    #[serde(flatten)]
+    provenance: Provenance,
     /// Null where the model was made for the measurement.
     model: Option<PathBuf>,
     name: String,
@@ -24,9 +23,6 @@ pub struct Subject {
     /// Of most of the weights.
     #[serde(rename = "type")]
     dtype: &'static str,
-    device: String,
-    device_description: String,
-    driver: Option<String>,
     threads: usize,
 }
 
@@ -35,8 +31,7 @@ impl Subject {
         let stem = || source.path().file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let types = survey::types(file);
         Self {
-            version: env!("CARGO_PKG_VERSION"),
-            commit: option_env!("QVAC_COMMIT"),
+            provenance: Provenance::new(device, Some(file)),
             model: match source {
                 Source::Kept(path) => Some(path.clone()),
                 Source::Temporary(_) => None,
@@ -45,11 +40,13 @@ impl Subject {
             file_bytes: file.len(),
             n_params: types.iter().map(|t| t.n_params).sum(),
             dtype: types.iter().max_by_key(|t| t.n_params).map_or("none", |t| t.name),
-            device: device.name().to_owned(),
-            device_description: device.description().trim().to_owned(),
-            driver: DeviceFacts::of(device).driver,
             threads,
         }
+    }
+
+    /// The same, with what its tokens were drawn by.
+    pub fn seeded(self, seed: u64) -> Self {
+        Self { provenance: self.provenance.seeded(seed), ..self }
     }
 
     /// The first cells of a row.
@@ -59,7 +56,7 @@ impl Subject {
             self.dtype.into(),
             format!("{:.2} MB", self.file_bytes as f64 / 1e6),
             format!("{:.2} M", self.n_params as f64 / 1e6),
-            self.device.clone(),
+            self.provenance.device().to_owned(),
         ]
     }
 

@@ -191,7 +191,7 @@ fn measure(
     let device = machine.backend.device();
     let file = case.source.open()?;
     flags.exact.check_training(&file, args.seq_len)?;
-    let subject = Subject::new(case.source, &file, device, machine.threads);
+    let subject = Subject::new(case.source, &file, device, machine.threads).seeded(args.seed);
     let free_before = device.memory().0;
     let request = Request {
         seq_len: args.seq_len,
