@@ -124,7 +124,8 @@ mod schema {
         let answers = object(qvac(dir, answers));
         holds("bench_infer", &answers);
         assert_eq!(answers["runs"][1]["exact"], 1);
-        let memory = "bench memory nano.gguf nano:f16 --device cpu --threads 1 --context 64 --seq-len 32 --json";
+        let memory =
+            "bench memory nano.gguf nano:f16 --device cpu --threads 1 --context 64 --seq-len 32 --json";
         holds("bench_memory", &keep(dir, memory, "memory.json"));
         let plan = "plan --shape nano --device cpu --threads 1 --calibrate 0.1 --seq-len 32 --json";
         holds("plan", &object(qvac(dir, &format!("{plan} --measure"))));
@@ -230,7 +231,7 @@ mod compare {
             ("old.jsonl other.jsonl", "no measurement of `old.jsonl` was taken again in `other.jsonl`"),
             ("old.jsonl missing.json", "cannot read `missing.json`"),
             ("text.json old.jsonl", "`text.json`:1: not JSON"),
-            ("object.json old.jsonl", "hint: give it a run's folder, or what `bench train --json`"),
+            ("object.json old.jsonl", "hint: give it a run's folder, or what `bench train`"),
             ("empty.json old.jsonl", "`empty.json` holds nothing"),
             ("old.jsonl new.jsonl --fail-below 0", "--fail-below"),
         ] {
@@ -252,7 +253,14 @@ mod pages {
         assert_eq!(room.train["report"], "run/report.html");
         keep(dir, BENCH_TRAIN, "train.json");
         keep(dir, BENCH_INFER, "infer.json");
-        let line = "report run train.json infer.json -o all.html --markdown all.md --svg plots --png plots";
+        let memory =
+            "bench memory nano:tq2_0 nano:f16 --device cpu --threads 1 --context 64 --seq-len 32 --json";
+        keep(dir, memory, "memory.json");
+        let kernels =
+            "bench kernels --shape nano --device cpu --threads 1 --tokens 8 --reps 1 --filter rope --json";
+        keep(dir, kernels, "kernels.json");
+        let line = "report run train.json infer.json memory.json kernels.json -o all.html --markdown all.md \
+                    --svg plots --png plots";
         let told = String::from_utf8(ok(qvac(dir, line)).stdout).unwrap();
         let files: Vec<&str> = told.lines().collect();
         assert_eq!(files[..2], ["all.html", "all.md"]);
@@ -261,7 +269,15 @@ mod pages {
         for (page, charts) in [
             (
                 &page,
-                &["loss", "memory", "train-speed", "generate-speed", "generate-memory", "step-parts"][..],
+                &[
+                    "loss",
+                    "memory",
+                    "train-speed",
+                    "generate-speed",
+                    "generate-memory",
+                    "step-parts",
+                    "memory-of-models",
+                ][..],
             ),
             (&beside, &["loss", "accuracy", "learning-rate", "gradient-norm", "tokens-per-second", "memory"]),
         ] {
@@ -274,6 +290,7 @@ mod pages {
                 assert!(!links.contains(word), "`{word}`");
             }
         }
+        assert!(page.contains("<h2>Kernels</h2>"), "tables");
         assert!(page.contains("bitnet-nano TQ2_0") && page.contains("llama-cpp-sys-2"), "tables");
         assert!(!beside.contains("train-speed"), "a run alone has no bars");
         let pictures = &files[2..];
@@ -287,7 +304,7 @@ mod pages {
         }
         let text = fs::read_to_string(dir.join("all.md")).unwrap();
         assert!(
-            text.contains("![") && text.contains("(plots/loss.svg)") && text.contains("| model |"),
+            text.contains("![") && text.contains("(plots/loss.svg)") && text.contains("| nano:f16 | cpu |"),
             "{text}"
         );
 

@@ -20,6 +20,7 @@ use super::error::Result;
 pub struct Shape {
     pub n_embd: i64,
     pub n_head: i64,
+    pub n_embd_head: i64,
     pub n_ff: i64,
     pub n_vocab: i64,
     pub n_tokens: i64,
@@ -265,7 +266,7 @@ fn low_rank(state: &Context, s: &Shape) -> Result<Vec<Case>> {
 }
 
 fn attention(state: &Context, s: &Shape) -> Result<Vec<Case>> {
-    let (t, h, d) = (s.n_tokens, s.n_head, s.n_embd / s.n_head);
+    let (t, h, d) = (s.n_tokens, s.n_head, s.n_embd_head);
     let heads = |name| state.new_tensor(name, Dtype::F32, &[d, h, t]); // [d, h, T]
     let (q, k, v, dy) = (heads("q")?, heads("k")?, heads("v")?, heads("dy")?);
     let segments = state.new_tensor("segments", Dtype::I32, &[2, t])?; // [2, T]

@@ -52,7 +52,8 @@ pub struct Figures {
 }
 
 impl Figures {
-    fn of(values: &[f64]) -> Self {
+    /// Of at least one measurement.
+    pub fn of(values: &[f64]) -> Self {
         let n = values.len() as f64;
         let mean = values.iter().sum::<f64>() / n;
         let squares = values.iter().map(|x| (x - mean).powi(2)).sum::<f64>();

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use super::network::{Machine, MachineArgs};
 use super::ui::{Problem, Ui};
-use crate::ggml::{self, DeviceKind, Executor, GgufFile};
+use crate::ggml::{self, own_host_bytes, Device, DeviceKind, Executor, GgufFile};
 use crate::model::Model;
 use crate::plan::{Fit, Planner, Request, Room};
 use crate::train::{Engine, EngineConfig, Error, Recompute, TrainingConfig};
@@ -55,6 +55,15 @@ pub fn size(bytes: u64) -> String {
     match bytes {
         1_000_000_000.. => format!("{:.2} GB", bytes as f64 / 1e9),
         _ => format!("{:.1} MB", bytes as f64 / 1e6),
+    }
+}
+
+/// What is held on `device` by anyone, or, where its memory is the host's, by this process in pages of its own; none where
+/// nobody tells. How much it grows says what was taken.
+pub fn held_bytes(device: &Device) -> Option<u64> {
+    match device.kind() {
+        DeviceKind::Gpu | DeviceKind::Igpu => Some((device.memory().1 - device.memory().0) as u64),
+        DeviceKind::Cpu | DeviceKind::Software => own_host_bytes(),
     }
 }
 

@@ -7,12 +7,12 @@ use anyhow::Context as _;
 use serde::Serialize;
 
 use super::bench::source::SourceArgs;
-use super::memory::{advice, size};
+use super::memory::{advice, held_bytes, size};
 use super::network::{check_context, default_batch, BackwardArgs, DataArgs, LoraArgs, Machine, MachineArgs};
 use super::provenance::Provenance;
 use super::ui::{Outcome, Problem, Ui};
 use crate::data::{epoch_rows, PackMode, Row};
-use crate::ggml::{own_host_bytes, DeviceKind, GgufFile};
+use crate::ggml::{DeviceKind, GgufFile};
 use crate::plan::{self, calibrate, Calibration, Fit, Pace, Planner, Request, Room, Times};
 use crate::train::{AdamW, EngineConfig};
 
@@ -167,6 +167,8 @@ fn make(args: &Args, ui: &Ui) -> anyhow::Result<Outcome> {
         measured: None,
     };
     let config = config(&request, &output.fit);
+    // Before the calibration, which loads the programs that training needs, too.
+    let held = held_bytes(&device);
     let time = Duration::from_secs_f64(args.calibrate);
     let n_rows = if args.data.is_some() { rows.len() } else { ROWS };
     let pace = |times: &Times| times.pace(n_rows, request.rows_per_step, config.n_rows);
@@ -180,7 +182,7 @@ fn make(args: &Args, ui: &Ui) -> anyhow::Result<Outcome> {
     let driver = output.calibration.and_then(|c| c.driver_bytes).unwrap_or_default();
     output.peak_bytes = output.fit.memory.total() as u64 + driver;
     if args.measure && output.fits {
-        output.measured = Some(measure(&file, &machine, &config, (&rows, time), &output, &pace)?);
+        output.measured = Some(measure((&file, &machine, &config), (&rows, time), held, &output, &pace)?);
     }
     if ui.json() {
         ui.result(&output)?;
@@ -208,23 +210,17 @@ fn config(request: &Request, fit: &Fit) -> EngineConfig {
 }
 
 fn measure(
-    file: &GgufFile,
-    machine: &Machine,
-    config: &EngineConfig,
+    (file, machine, config): (&GgufFile, &Machine, &EngineConfig),
     (rows, time): (&[Row], Duration),
+    before: Option<u64>,
     predicted: &Output,
     pace: &dyn Fn(&Times) -> Pace,
 ) -> anyhow::Result<Measured> {
     let device = machine.backend.device();
-    let on_gpu = matches!(device.kind(), DeviceKind::Gpu | DeviceKind::Igpu);
-    let held = || match on_gpu {
-        true => Some((device.memory().1 - device.memory().0) as u64),
-        false => own_host_bytes(),
-    };
-    let before = held();
-    let held_now = &mut || held().unwrap_or_default();
-    let whole = plan::measure(file, &machine.backend, config, true, (rows, time), held_now)?;
+    let held = &mut || held_bytes(device).unwrap_or_default();
+    let whole = plan::measure(file, &machine.backend, config, true, (rows, time), held)?;
     // A process also holds what is no tensor's: where those are small, its growth says nothing of them.
+    let on_gpu = matches!(device.kind(), DeviceKind::Gpu | DeviceKind::Igpu);
     let least = if on_gpu { 1 } else { NOISE };
     let peak_bytes = before.and_then(|b| whole.held.checked_sub(b)).filter(|&n| n >= least);
     let epoch_seconds = pace(&whole.times).seconds;

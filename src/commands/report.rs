@@ -13,7 +13,7 @@ use crate::report::{charts, html, markdown, png, svg, Chart, Input, Look, Note};
 /// Make a page of plots and tables from runs and measurements
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Folders of runs, and files of results from `bench train --json`, `bench infer --json` or `scripts/figures`
+    /// Folders of runs, and files of results: what `bench` wrote with `--json`, or `scripts/figures`
     #[arg(required = true, value_name = "RUN_OR_BENCH")]
     inputs: Vec<PathBuf>,
 
@@ -43,7 +43,7 @@ pub fn run(args: Args, ui: &Ui) -> anyhow::Result<Outcome> {
     let charts = charts(&input);
     let note = note();
     let out = args.out.clone().unwrap_or_else(|| match input.runs.as_slice() {
-        [run] if input.measurements.is_empty() => run.path.join(FILE),
+        [run] if input.is_runs() => run.path.join(FILE),
         _ => PathBuf::from(FILE),
     });
     let page = html(&input, &charts, &note).context("cannot make the page")?;

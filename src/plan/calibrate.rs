@@ -44,20 +44,17 @@ pub fn calibrate(
     let tells = matches!(device.kind(), DeviceKind::Gpu | DeviceKind::Igpu) && fell > 0;
     let driver_bytes = tells.then(|| fell.saturating_sub(deep.device_bytes) as u64);
     let (n_deep, n_layer) = (deep.n_layer, deep.whole);
-    let mut calibration = Calibration {
-        times: Times {
-            // The update's time goes by the adapter's size.
-            update_seconds: deep.times.update_seconds * n_layer as f64 / n_deep as f64,
-            ..deep.times
-        },
-        driver_bytes,
-    };
+    let mut calibration = Calibration { times: deep.times, driver_bytes };
     drop(deep.engine);
     if n_layer > n_deep {
         let flat = Timed::of(file, backend, config, rows, 1, time / 3)?;
-        let deeper = deep.times.micro_batch_seconds - flat.times.micro_batch_seconds;
-        let layer = (deeper / (n_deep - 1) as f64).max(0.0);
-        calibration.times.micro_batch_seconds += layer * (n_layer - n_deep) as f64;
+        // A layer's share is what a layer more takes; what is left is the head's and the host's.
+        let more = (n_layer - n_deep) as f64 / (n_deep - 1) as f64;
+        let stretch = |deep: f64, flat: f64| deep + (deep - flat).max(0.0) * more;
+        calibration.times = Times {
+            micro_batch_seconds: stretch(deep.times.micro_batch_seconds, flat.times.micro_batch_seconds),
+            update_seconds: stretch(deep.times.update_seconds, flat.times.update_seconds),
+        };
     }
     Ok(calibration)
 }

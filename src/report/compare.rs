@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::chart::labels;
+use super::bars::labels;
 use super::error::{Error, Result};
 use super::input::Measurement;
 use super::Range;

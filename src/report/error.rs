@@ -16,7 +16,7 @@ pub enum Error {
     Metrics { path: PathBuf, line: usize, source: serde_json::Error },
     #[error("`{}`:{line}: not JSON", .path.display())]
     NotJson { path: PathBuf, line: usize, source: serde_json::Error },
-    #[error("`{}` is neither a run's metrics nor results of `bench train` or `bench infer`", .path.display())]
+    #[error("`{}` is neither a run's metrics nor results of `bench`", .path.display())]
     Unknown { path: PathBuf },
     #[error("`{}`: `{field}` of a result is missing or malformed", .path.display())]
     Malformed { path: PathBuf, field: String },
@@ -38,7 +38,7 @@ impl Hint for Error {
         Some(match self {
             Self::NoRun { .. } => "name the folder that `train --out` was given".into(),
             Self::Unknown { .. } => {
-                "give it a run's folder, or what `bench train --json`, `bench infer --json` or `scripts/figures` wrote".into()
+                "give it a run's folder, or what `bench train`, `infer`, `memory` or `kernels` wrote with `--json`, or `scripts/figures`".into()
             }
             Self::NothingInCommon { .. } => {
                 "results are compared where model, type, device, test and settings are the same".into()

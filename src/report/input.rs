@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::error::{Error, Result};
+use super::footprint::{self, Footprint, Kernel};
 use super::Range;
 
 /// Everything that was named.
@@ -14,6 +15,8 @@ use super::Range;
 pub struct Input {
     pub runs: Vec<Run>,
     pub measurements: Vec<Measurement>,
+    pub footprints: Vec<Footprint>,
+    pub kernels: Vec<Kernel>,
 }
 
 /// A training run, from its folder.
@@ -91,11 +94,28 @@ impl Input {
                 Some(first) if first["step"].is_u64() => {
                     input.runs.push(Run::read(path.parent().unwrap_or(Path::new(".")))?);
                 }
-                Some(_) => input.measurements.extend(measurements(objects, path)?),
+                Some(_) => objects.iter().try_for_each(|object| input.add(object, path))?,
             }
         }
         name_apart(&mut input.runs);
         Ok(input)
+    }
+
+    /// Takes a result in.
+    fn add(&mut self, object: &Value, path: &Path) -> Result<()> {
+        if let Some(all) = footprint::footprints(object, path) {
+            self.footprints.extend(all?);
+        } else if let Some(all) = footprint::kernels(object, path) {
+            self.kernels.extend(all?);
+        } else {
+            self.measurements.extend(measurements(object, path)?);
+        }
+        Ok(())
+    }
+
+    /// Whether there are runs only.
+    pub fn is_runs(&self) -> bool {
+        self.measurements.is_empty() && self.footprints.is_empty() && self.kernels.is_empty()
     }
 }
 
@@ -195,26 +215,24 @@ fn objects(text: &str, path: &Path) -> Result<Vec<Value>> {
     }
 }
 
-fn measurements(objects: Vec<Value>, path: &Path) -> Result<Vec<Measurement>> {
+fn measurements(object: &Value, path: &Path) -> Result<Vec<Measurement>> {
+    // Several models or devices in one call.
+    let runs = match &object["runs"] {
+        Value::Array(runs) => runs.clone(),
+        _ => vec![object.clone()],
+    };
     let mut found = Vec::new();
-    for object in objects {
-        // Several models or devices in one call.
-        let runs = match &object["runs"] {
-            Value::Array(runs) => runs.clone(),
-            _ => vec![object.clone()],
-        };
-        for run in runs {
-            let Value::Object(mut subject) = run else { continue };
-            let tests = match subject.remove("tests") {
-                Some(Value::Array(tests)) => tests,
-                None if subject.contains_key("prompt_tokens_per_second") => {
-                    answered(&subject, &object["protocol"])
-                }
-                _ => return Err(Error::Unknown { path: path.into() }),
-            };
-            for test in tests {
-                found.push(measurement(&subject, &test, path)?);
+    for run in runs {
+        let Value::Object(mut subject) = run else { continue };
+        let tests = match subject.remove("tests") {
+            Some(Value::Array(tests)) => tests,
+            None if subject.contains_key("prompt_tokens_per_second") => {
+                answered(&subject, &object["protocol"])
             }
+            _ => return Err(Error::Unknown { path: path.into() }),
+        };
+        for test in tests {
+            found.push(measurement(&subject, &test, path)?);
         }
     }
     if found.is_empty() {

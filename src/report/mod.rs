@@ -2,7 +2,10 @@
 //!
 //! ```text
 //! input     folders of runs and files of results -> Run, Measurement
+//! footprint results of `bench memory` and `bench kernels`
 //! chart     which pictures they give, as data: titles, units, series
+//! curves    those of runs
+//! bars      those of measurements
 //! plot      a chart drawn as SVG, by plotters
 //! theme     its colours, in light and in dark
 //! png       the same picture in pixels, by resvg with a font of its own
@@ -11,11 +14,14 @@
 //! compare   ratios of two sets of results
 //! ```
 //! It reads what `train` and `bench` wrote, by the names of the JSON's fields and leniently: a field that an older
-//! version did not write is left out of the page. To add a picture: a function in `chart` and its line in `charts`.
+//! version did not write is left out of the page. To add a picture: a function in `curves` or `bars` and its line in `charts`.
 
+mod bars;
 mod chart;
 mod compare;
+mod curves;
 mod error;
+mod footprint;
 mod format;
 mod input;
 mod page;
@@ -27,6 +33,7 @@ mod theme;
 pub use chart::{charts, Chart};
 pub use compare::{compare, Comparison, Ratio};
 pub use error::{Error, Result};
+pub use footprint::{Footprint, Kernel};
 pub use input::{Input, Measurement, Run};
 pub use page::{html, markdown, Note};
 pub use plot::{svg, Look, Picture};

@@ -90,7 +90,7 @@ fn rows(table: &Table) -> String {
 }
 
 fn title(input: &Input) -> String {
-    match (input.runs.as_slice(), input.measurements.is_empty()) {
+    match (input.runs.as_slice(), input.is_runs()) {
         ([run], true) => format!("Run {}", run.name),
         ([], _) => "Measurements".into(),
         (runs, true) => format!("{} runs", runs.len()),

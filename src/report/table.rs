@@ -3,6 +3,7 @@
 use serde::Serialize;
 use serde_json::Value;
 
+use super::footprint::{Footprint, Kernel};
 use super::format::{count, duration, Unit};
 use super::input::{is_exact, Kind, Measurement, Run};
 use super::Input;
@@ -71,6 +72,12 @@ pub fn tables(input: &Input) -> Vec<Table> {
     }
     if !input.measurements.is_empty() {
         tables.push(subjects(&input.measurements));
+    }
+    if !input.footprints.is_empty() {
+        tables.push(footprints(&input.footprints));
+    }
+    if !input.kernels.is_empty() {
+        tables.push(kernels(&input.kernels));
     }
     tables.retain(|t| !t.rows.is_empty());
     tables
@@ -199,6 +206,37 @@ fn measured(title: &str, kind: Kind, some: &[&Measurement]) -> Table {
         row
     };
     Table { title: title.into(), headers, rows: some.iter().map(row).collect(), figures_from }
+}
+
+fn footprints(all: &[Footprint]) -> Table {
+    let bytes = |b: Option<f64>| b.map_or("-".into(), |b| Unit::Bytes.text(b));
+    let row = |f: &Footprint| {
+        let mut row = vec![f.model.clone(), f.device.clone()];
+        row.extend((0..3).map(|i| bytes(f.parts.map(|parts| parts[i]))));
+        row.extend([bytes(f.inference()), bytes(f.training)]);
+        row
+    };
+    let headers = ["model", "device", "weights", "cache", "computing", "inference", "training"];
+    Table {
+        title: "Memory of models".into(),
+        headers: headers.map(String::from).to_vec(),
+        rows: all.iter().map(row).collect(),
+        figures_from: 2,
+    }
+}
+
+fn kernels(all: &[Kernel]) -> Table {
+    let row = |k: &Kernel| {
+        let gops = k.gops.map_or("-".into(), |g| format!("{g:.0}"));
+        let figures = [format!("{:.1}", k.microseconds), gops, format!("{:.0}", k.gbytes)];
+        [k.kernel.clone(), k.shape.clone(), k.device.clone()].into_iter().chain(figures).collect()
+    };
+    Table {
+        title: "Kernels".into(),
+        headers: ["kernel", "shape", "device", "us", "GOP/s", "GB/s"].map(String::from).to_vec(),
+        rows: all.iter().map(row).collect(),
+        figures_from: 3,
+    }
 }
 
 /// On what was measured, with what: a row for each that differs.

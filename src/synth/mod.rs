@@ -214,7 +214,7 @@ fn file_type(dtype: Dtype) -> u32 {
 }
 
 fn metadata(config: &Config, w: &mut GgufWriter) {
-    let Shape { n_embd, n_layer, n_head, n_ff, n_vocab, .. } = config.shape;
+    let Shape { n_embd, n_layer, n_head, n_embd_head, n_ff, n_vocab, .. } = config.shape;
     let arch = config.family.architecture();
     w.set("general.architecture", arch)
         .set("general.type", "model")
@@ -232,7 +232,11 @@ fn metadata(config: &Config, w: &mut GgufWriter) {
     set("attention.head_count", (n_head as u32).into());
     set("attention.head_count_kv", (config.n_head_kv() as u32).into());
     set("attention.layer_norm_rms_epsilon", RMS_EPS.into());
-    set("rope.dimension_count", ((n_embd / n_head) as u32).into());
+    if config.shape.n_embd_q() != n_embd {
+        set("attention.key_length", (n_embd_head as u32).into());
+        set("attention.value_length", (n_embd_head as u32).into());
+    }
+    set("rope.dimension_count", (n_embd_head as u32).into());
     set("rope.freq_base", config.family.rope_base().into());
 
     let vocabulary = Vocabulary::new(n_vocab);

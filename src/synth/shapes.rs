@@ -12,25 +12,41 @@ pub struct Shape {
     pub n_layer: usize,
     pub n_head: usize,
     pub n_head_kv: usize,
+    /// Values of a head.
+    pub n_embd_head: usize,
     pub n_ff: usize,
     pub n_vocab: usize,
 }
 
 const fn shape(name: &'static str, sizes: [usize; 4], n_vocab: usize) -> Shape {
     let [n_embd, n_layer, n_head, n_ff] = sizes;
-    Shape { name, family: Family::Bitnet, n_embd, n_layer, n_head, n_head_kv: n_head, n_ff, n_vocab }
+    b158(name, [n_embd, n_layer, n_head, n_head, n_ff], n_vocab).of(Family::Bitnet)
 }
 
 /// Of `bitnet-b1.58`, with grouped queries.
 const fn b158(name: &'static str, sizes: [usize; 5], n_vocab: usize) -> Shape {
     let [n_embd, n_layer, n_head, n_head_kv, n_ff] = sizes;
-    Shape { name, family: Family::BitnetB158, n_embd, n_layer, n_head, n_head_kv, n_ff, n_vocab }
+    let (family, n_embd_head) = (Family::BitnetB158, n_embd / n_head);
+    Shape { name, family, n_embd, n_layer, n_head, n_head_kv, n_embd_head, n_ff, n_vocab }
 }
 
-/// Of `llama`, with grouped queries and a tied head: for memory and speed beside models of other architectures.
-const fn llama(name: &'static str, sizes: [usize; 5], n_vocab: usize) -> Shape {
-    let [n_embd, n_layer, n_head, n_head_kv, n_ff] = sizes;
-    Shape { name, family: Family::Llama, n_embd, n_layer, n_head, n_head_kv, n_ff, n_vocab }
+/// Of `llama`, with grouped queries, heads of their own size and a tied head: for memory and speed beside models of other
+/// architectures.
+const fn llama(name: &'static str, sizes: [usize; 6], n_vocab: usize) -> Shape {
+    let [n_embd, n_layer, n_head, n_head_kv, n_embd_head, n_ff] = sizes;
+    let family = Family::Llama;
+    Shape { name, family, n_embd, n_layer, n_head, n_head_kv, n_embd_head, n_ff, n_vocab }
+}
+
+impl Shape {
+    const fn of(self, family: Family) -> Self {
+        Self { family, ..self }
+    }
+
+    /// Values of all heads.
+    pub const fn n_embd_q(&self) -> usize {
+        self.n_embd_head * self.n_head
+    }
 }
 
 /// Every shape, the smallest first.
@@ -45,11 +61,11 @@ pub const SHAPES: &[Shape] = &[
     shape("bitnet-2.7b", [2560, 30, 20, 6912], 32000),
     shape("bitnet-7b", [4096, 32, 32, 11008], 32000),
     shape("bitnet-13b", [5120, 40, 40, 13824], 32000),
-    // Sizes of matrices and of caches as near to the real ones as heads of `n_embd / n_head` allow.
-    llama("gemma-3-1b-like", [1152, 26, 4, 1, 6912], 262144),
-    llama("gemma-3-4b-like", [2560, 34, 8, 4, 10240], 262144),
-    llama("qwen3-1.7b-like", [2048, 28, 16, 8, 6144], 151936),
-    llama("qwen3-4b-like", [2560, 36, 20, 10, 9728], 151936),
+    // Matrices and caches of the real ones' sizes; Gemma has more norms and Qwen norms of heads.
+    llama("gemma-3-1b-like", [1152, 26, 4, 1, 256, 6912], 262144),
+    llama("gemma-3-4b-like", [2560, 34, 8, 4, 256, 10240], 262144),
+    llama("qwen3-1.7b-like", [2048, 28, 16, 8, 128, 6144], 151936),
+    llama("qwen3-4b-like", [2560, 36, 32, 8, 128, 9728], 151936),
 ];
 
 /// The shape of that name, with or without `bitnet-`.

@@ -48,7 +48,7 @@ impl Plan {
 /// Every tensor of the model, in the order of the file.
 pub(super) fn plan(config: &Config) -> Vec<Plan> {
     let s = config.shape;
-    let n_embd_kv = s.n_embd / s.n_head * config.n_head_kv();
+    let (n_embd_q, n_embd_kv) = (s.n_embd_q(), s.n_embd_head * config.n_head_kv());
     let mut plans = Vec::new();
     let mut add = |name: String, ne: &[usize], dtype, values| {
         plans.push(Plan { name, ne: ne.iter().map(|&n| n as i64).collect(), dtype, values });
@@ -88,17 +88,17 @@ pub(super) fn plan(config: &Config) -> Vec<Plan> {
                 add(format!("blk.{il}.{name}.scale"), &[1], Dtype::F32, Values::Constant(scale));
             }
         };
-        matrix("attn_q", s.n_embd, s.n_embd, 1.0);
+        matrix("attn_q", s.n_embd, n_embd_q, 1.0);
         matrix("attn_k", s.n_embd, n_embd_kv, 1.0);
         matrix("attn_v", s.n_embd, n_embd_kv, 1.0);
-        matrix("attn_output", s.n_embd, s.n_embd, residual);
+        matrix("attn_output", n_embd_q, s.n_embd, residual);
         matrix("ffn_gate", s.n_embd, s.n_ff, 1.0);
         matrix("ffn_up", s.n_embd, s.n_ff, 1.0);
         matrix("ffn_down", s.n_ff, s.n_embd, residual);
         add(format!("blk.{il}.attn_norm.weight"), &[s.n_embd], Dtype::F32, norm(1.0));
         add(format!("blk.{il}.ffn_norm.weight"), &[s.n_embd], Dtype::F32, norm(1.0));
         if config.family.is_bitnet() {
-            add(format!("blk.{il}.attn_sub_norm.weight"), &[s.n_embd], Dtype::F32, norm(1.0));
+            add(format!("blk.{il}.attn_sub_norm.weight"), &[n_embd_q], Dtype::F32, norm(1.0));
             add(format!("blk.{il}.ffn_sub_norm.weight"), &[s.n_ff], Dtype::F32, norm(1.0));
         }
     }

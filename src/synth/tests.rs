@@ -117,6 +117,19 @@ fn a_llama_may_have_grouped_queries_and_its_own_head() {
 }
 
 #[test]
+fn heads_may_have_a_size_of_their_own() {
+    let shape = *find_shape("qwen3-4b-like").unwrap();
+    let (_dir, file, _) = make(&Config {
+        shape: Shape { n_layer: 1, n_vocab: 512, ..shape },
+        ..Config::new(shape, Dtype::Q4_0, 7)
+    });
+    let hp = Hparams::from_gguf(&file).unwrap();
+    assert_eq!((hp.n_embd, hp.n_head, hp.n_head_kv, hp.n_embd_head, hp.rope.n_dims), (2560, 32, 8, 128, 128));
+    file.require_shape("blk.0.attn_q.weight", &[2560, 4096]).unwrap();
+    file.require_shape("blk.0.attn_output.weight", &[4096, 2560]).unwrap();
+}
+
+#[test]
 fn scales_can_stand_in_tensors_of_their_own() {
     let (_a, plain, _) = make(&nano(Dtype::TQ2_0));
     let (_b, split, _) = make(&Config { scales: true, ..nano(Dtype::TQ2_0) });

@@ -29,8 +29,9 @@ pub fn nano(family: Family, dtype: Dtype) -> synth::Config {
 
 /// A shape for f32 weights that is computed in a moment: three blocks, grouped queries.
 pub fn pico(family: Family) -> synth::Config {
-    let (n_embd, n_layer, n_head, n_head_kv, n_ff, n_vocab) = (64, 3, 4, 2, 96, 512);
-    let shape = Shape { name: "pico", family, n_embd, n_layer, n_head, n_head_kv, n_ff, n_vocab };
+    let (n_embd, n_layer, n_head, n_head_kv, n_embd_head, n_ff, n_vocab) = (64, 3, 4, 2, 16, 96, 512);
+    let shape =
+        Shape { name: "pico", family, n_embd, n_layer, n_head, n_head_kv, n_embd_head, n_ff, n_vocab };
     synth::Config { threads: 1, ..synth::Config::new(shape, Dtype::F16, 11) }
 }
 

@@ -55,6 +55,7 @@ pub fn run(args: &Args, ui: &Ui) -> anyhow::Result<Outcome> {
     let shape = KernelShape {
         n_embd: shape.n_embd as i64,
         n_head: shape.n_head as i64,
+        n_embd_head: shape.n_embd_head as i64,
         n_ff: shape.n_ff as i64,
         n_vocab: shape.n_vocab as i64,
         n_tokens: i64::from(args.tokens),

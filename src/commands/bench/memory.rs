@@ -9,12 +9,12 @@ use serde::Serialize;
 
 use super::report::table;
 use crate::bench::{self, Loaded};
-use crate::commands::memory::size;
+use crate::commands::memory::{held_bytes, size};
 use crate::commands::network::{default_batch, BackwardArgs, LoraArgs, Machine, MachineArgs};
 use crate::commands::provenance::Provenance;
 use crate::commands::synth as made;
 use crate::commands::ui::{Interrupt, Outcome, Ui};
-use crate::ggml::{own_host_bytes, DeviceKind, GgufFile};
+use crate::ggml::GgufFile;
 use crate::model::survey;
 use crate::plan::{self, Planner, Request, Room};
 use crate::train::{model_hash, AdamW, EngineConfig};
@@ -163,11 +163,7 @@ fn measure(model: &str, args: &Args, machine: &Machine) -> anyhow::Result<Row> {
         failed: Vec::new(),
     };
     let device = machine.backend.device();
-    let on_gpu = matches!(device.kind(), DeviceKind::Gpu | DeviceKind::Igpu);
-    let held = || match on_gpu {
-        true => Some((device.memory().1 - device.memory().0) as u64),
-        false => own_host_bytes(),
-    };
+    let held = || held_bytes(device);
     let n_threads = args.machine.threads.and_then(|n| NonZeroU32::new(n as u32));
     match bench::loaded(path, device.name(), args.context, 128, n_threads, &held) {
         Ok(loaded) => row.inference = Some(loaded),
@@ -241,7 +237,7 @@ fn text(rows: &[Row]) -> String {
             i.map_or("-".into(), |i| format!("{:.1}", i.kv as f64 / 1e6)),
             or_dash(i.map(|i| i.compute)),
             or_dash(i.map(Loaded::total)),
-            or_dash(row.training.as_ref().map(|t| t.peak_bytes.unwrap_or(t.allocated_bytes))),
+            or_dash(row.training.as_ref().map(|t| t.allocated_bytes)),
         ]
     };
     table(&headers, &rows.iter().map(cells).collect::<Vec<_>>())

@@ -99,8 +99,11 @@ pub fn run(plan: &Plan, interrupt: Interrupt, ui: &Ui) -> anyhow::Result<Outcome
         }
     }
     drop(bar);
-    let agreement: Vec<Agreement> = plan.models.iter().map(|model| agreement(model, &runs)).collect();
-    let differ = agreement.iter().any(|a| !a.same_tokens || !a.repeats);
+    let of = |model: &String| {
+        runs.iter().filter(|r| r.label == *model).map(|r| (r.device.as_str(), &r.answers)).collect()
+    };
+    let agreement: Vec<Agreement> = plan.models.iter().map(|m| Agreement::of(m, of(m))).collect();
+    let outcome = Agreement::outcome(&agreement, plan.exact.exact);
     let output = Output {
         protocol: PUBLISHED,
         reps: plan.reps,
@@ -114,8 +117,7 @@ pub fn run(plan: &Plan, interrupt: Interrupt, ui: &Ui) -> anyhow::Result<Outcome
     } else {
         text(&output, ui)?;
     }
-    // Exact arithmetic promises the same tokens.
-    Ok(if plan.exact.exact && differ { Outcome::CheckFailed } else { Outcome::Done })
+    Ok(outcome)
 }
 
 /// A file, or the model that SHAPE:TYPE names, made for as long as the result lives.
@@ -166,13 +168,22 @@ fn measure(
     })
 }
 
-fn agreement(model: &str, runs: &[Run]) -> Agreement {
-    let of: Vec<&Run> = runs.iter().filter(|r| r.label == model).collect();
-    Agreement {
-        model: model.into(),
-        devices: of.iter().map(|r| r.device.clone()).collect(),
-        same_tokens: of.windows(2).all(|w| w[0].answers.tokens_sha256 == w[1].answers.tokens_sha256),
-        repeats: of.iter().all(|r| r.answers.repeats),
+impl Agreement {
+    fn of(model: &str, answers: Vec<(&str, &Answers)>) -> Self {
+        Self {
+            model: model.into(),
+            devices: answers.iter().map(|(device, _)| (*device).to_owned()).collect(),
+            same_tokens: answers.windows(2).all(|w| w[0].1.tokens_sha256 == w[1].1.tokens_sha256),
+            repeats: answers.iter().all(|(_, a)| a.repeats),
+        }
+    }
+
+    /// Where exact arithmetic was asked for, which promises the same tokens, they have to be the same.
+    fn outcome(all: &[Self], exact: bool) -> Outcome {
+        match exact && all.iter().any(|a| !a.same_tokens || !a.repeats) {
+            true => Outcome::CheckFailed,
+            false => Outcome::Done,
+        }
     }
 }
 
@@ -239,4 +250,34 @@ fn text(output: &Output, ui: &Ui) -> anyhow::Result<()> {
         ))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::Figures;
+
+    fn answers(tokens: &str, repeats: bool) -> Answers {
+        let figures = Figures::of(&[1.0]);
+        Answers {
+            tokens_per_second: figures,
+            prompt_tokens_per_second: figures,
+            first_token_ms: figures,
+            tokens_sha256: tokens.into(),
+            repeats,
+            flash_attention: false,
+        }
+    }
+
+    #[test]
+    fn tokens_that_differ_fail_in_exact_arithmetic_only() {
+        let (a, b) = (answers("a", true), answers("b", true));
+        let outcome = |devices, exact| Agreement::outcome(&[Agreement::of("m", devices)], exact);
+        let same = || vec![("cpu", &a), ("vulkan0", &a)];
+        let other = || vec![("cpu", &a), ("vulkan0", &a), ("vulkan1", &b)];
+        assert_eq!([outcome(same(), false), outcome(same(), true)], [Outcome::Done; 2]);
+        assert_eq!([outcome(other(), false), outcome(other(), true)], [Outcome::Done, Outcome::CheckFailed]);
+        let restless = answers("a", false);
+        assert_eq!(outcome(vec![("cpu", &restless)], true), Outcome::CheckFailed);
+    }
 }

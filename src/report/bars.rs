@@ -1,0 +1,238 @@
+//! Pictures of measurements: throughput and memory by model, type and device.
+
+use std::collections::BTreeSet;
+
+use super::chart::{BarSeries, Body, Chart};
+use super::footprint::Footprint;
+use super::format::Unit;
+use super::input::{Kind, Measurement};
+use super::Range;
+
+/// Every picture that `all` give.
+pub(super) fn charts(all: &[Measurement]) -> Vec<Chart> {
+    let mut charts = Vec::new();
+    let of = |kind: Kind, prefix: &str| -> Vec<&Measurement> {
+        all.iter().filter(|m| m.kind == kind && m.test.starts_with(prefix)).collect()
+    };
+    let kinds = [
+        ("training", "Training throughput", "tokens of whole rows", "train-speed", of(Kind::Train, "")),
+        ("prompts", "Prompt throughput", "tokens of a prompt", "prompt-speed", of(Kind::Infer, "pp")),
+        ("generation", "Generation throughput", "generated tokens", "generate-speed", of(Kind::Infer, "tg")),
+    ];
+    for (_, title, what, id, some) in &kinds {
+        let note = format!("{what} per second: median, with least and most");
+        charts.extend(bars(id, title, note, Unit::TokensPerSecond, some, |m| m.tokens_per_second));
+    }
+    for (name, _, _, _, some) in &kinds {
+        charts.extend(against_cpu(name, some));
+    }
+    for (name, _, _, _, some) in &kinds {
+        let (id, title) = match *name {
+            "training" => ("train-memory", "Memory of training"),
+            "prompts" => ("prompt-memory", "Memory of prompts"),
+            _ => ("generate-memory", "Memory of generation"),
+        };
+        // On a CPU the device's memory is part of the process's.
+        let peak = |m: &Measurement| match m.device.as_str() {
+            "cpu" => m.peak_host_bytes,
+            _ => m.peak_device_bytes,
+        };
+        let note = "at most; on a GPU its own memory, on a CPU the whole process".to_owned();
+        charts.extend(bars(id, title, note, Unit::Bytes, some, |m| peak(m).map(Range::exactly)));
+    }
+    charts.extend(step_parts(&kinds[0].4));
+    charts
+}
+
+/// Names of what is measured, short: the model and its type, and of the rest what differs among those of one kind.
+pub(super) fn labels(some: &[&Measurement]) -> Vec<String> {
+    let setting = |m: &Measurement, name: &str| {
+        m.settings.iter().find(|(n, _)| *n == name).map(|(_, v)| v.clone()).unwrap_or_default()
+    };
+    let differing = |kind: Kind| -> Vec<&'static str> {
+        let of_kind = || some.iter().filter(|m| m.kind == kind);
+        let mut names = Vec::new();
+        for (name, _) in of_kind().flat_map(|m| &m.settings) {
+            if !names.contains(name) && of_kind().map(|m| setting(m, name)).collect::<BTreeSet<_>>().len() > 1
+            {
+                names.push(*name);
+            }
+        }
+        names
+    };
+    let names = [differing(Kind::Train), differing(Kind::Infer)];
+    let label = |m: &&Measurement| {
+        let mut label = format!("{} {}", m.model, m.dtype);
+        for name in &names[usize::from(m.kind == Kind::Infer)] {
+            let value = setting(m, name);
+            match (*name, value.as_str()) {
+                ("tokens a step", n) => label.push_str(&format!(", {n} tokens")),
+                // What is the usual needs no words.
+                ("recompute" | "cooperative matrices", "on") | (_, "fast" | "full" | "llama-bench" | "") => {}
+                ("arithmetic" | "layout", value) => label.push_str(&format!(", {value}")),
+                (name, value) => label.push_str(&format!(", {name} {value}")),
+            }
+        }
+        label
+    };
+    some.iter().map(label).collect()
+}
+
+/// The same for a picture, whose title does not name the test.
+fn bar_labels(some: &[&Measurement]) -> Vec<String> {
+    let several = some.iter().any(|m| m.kind == Kind::Infer && m.test != some[0].test);
+    let label = |(label, m): (String, &&Measurement)| match several {
+        true => format!("{label}, {}", m.test),
+        false => label,
+    };
+    labels(some).into_iter().zip(some).map(label).collect()
+}
+
+/// What a series of bars is called: the device, and what it is where two of a name are not the same.
+fn device_names(some: &[&Measurement]) -> Vec<String> {
+    let kinds: BTreeSet<(&str, &str)> =
+        some.iter().map(|m| (m.device.as_str(), m.device_description.as_str())).collect();
+    let twice = |name: &str| kinds.iter().filter(|(n, _)| *n == name).count() > 1;
+    let name = |m: &&Measurement| match twice(&m.device) {
+        true => format!("{} ({})", m.device, m.device_description),
+        false => m.device.clone(),
+    };
+    some.iter().map(name).collect()
+}
+
+/// Things in the order in which they first come.
+fn distinct(names: &[String]) -> Vec<String> {
+    let mut seen = BTreeSet::new();
+    names.iter().filter(|n| seen.insert(n.as_str())).cloned().collect()
+}
+
+fn bars(
+    id: &'static str,
+    title: &str,
+    note: String,
+    unit: Unit,
+    some: &[&Measurement],
+    value: impl Fn(&Measurement) -> Option<Range>,
+) -> Option<Chart> {
+    let (labels, devices) = (bar_labels(some), device_names(some));
+    let (groups, names) = (distinct(&labels), distinct(&devices));
+    // Of a figure that was taken twice the last one stands.
+    let cell = |group: &str, name: &str| {
+        (0..some.len())
+            .rev()
+            .filter(|&i| labels[i] == group && devices[i] == name)
+            .find_map(|i| value(some[i]))
+    };
+    let series: Vec<BarSeries> = names
+        .iter()
+        .map(|name| BarSeries {
+            name: name.clone(),
+            values: groups.iter().map(|group| cell(group, name)).collect(),
+        })
+        .filter(|s| s.values.iter().any(Option::is_some))
+        .collect();
+    let keep: Vec<bool> = (0..groups.len()).map(|i| series.iter().any(|s| s.values[i].is_some())).collect();
+    let kept = |i: &usize| keep[*i];
+    let series: Vec<BarSeries> = series
+        .into_iter()
+        .map(|s| BarSeries { values: (0..groups.len()).filter(kept).map(|i| s.values[i]).collect(), ..s })
+        .collect();
+    let groups: Vec<String> = (0..groups.len()).filter(kept).map(|i| groups[i].clone()).collect();
+    (!series.is_empty()).then(|| Chart {
+        id,
+        title: title.into(),
+        note,
+        body: Body::Bars { unit, groups, series },
+    })
+}
+
+/// How many times as fast as the CPU each other device is, where both were measured.
+fn against_cpu(what: &str, some: &[&Measurement]) -> Option<Chart> {
+    let (labels, devices) = (bar_labels(some), device_names(some));
+    let groups = distinct(&labels);
+    let speed = |group: &str, name: &str| {
+        (0..some.len())
+            .rev()
+            .filter(|&i| labels[i] == group && devices[i] == name)
+            .find_map(|i| some[i].tokens_per_second)
+    };
+    let cpu = distinct(&devices).into_iter().find(|name| name.starts_with("cpu"))?;
+    let mut series = Vec::new();
+    for name in distinct(&devices).into_iter().filter(|name| *name != cpu) {
+        let ratio = |group: &String| {
+            let (new, old) = (speed(group, &name)?, speed(group, &cpu)?);
+            Some(new.over(old))
+        };
+        series.push(BarSeries { values: groups.iter().map(ratio).collect(), name });
+    }
+    series.retain(|s| s.values.iter().any(Option::is_some));
+    let kept: Vec<usize> =
+        (0..groups.len()).filter(|&i| series.iter().any(|s| s.values[i].is_some())).collect();
+    for s in &mut series {
+        s.values = kept.iter().map(|&i| s.values[i]).collect();
+    }
+    let id = match what {
+        "training" => "train-against-cpu",
+        "prompts" => "prompt-against-cpu",
+        _ => "generate-against-cpu",
+    };
+    let mut title = format!("{what} against the CPU");
+    title[..1].make_ascii_uppercase();
+    (!series.is_empty()).then(|| Chart {
+        id,
+        title,
+        note: "times the CPU's throughput: of the medians, with least and most".into(),
+        body: Body::Bars {
+            unit: Unit::Times,
+            groups: kept.iter().map(|&i| groups[i].clone()).collect(),
+            series,
+        },
+    })
+}
+
+fn step_parts(some: &[&Measurement]) -> Option<Chart> {
+    let some: Vec<&Measurement> = some.iter().filter(|m| !m.parts.is_empty()).copied().collect();
+    let names = distinct(&some.iter().flat_map(|m| m.parts.iter().map(|p| p.0.clone())).collect::<Vec<_>>());
+    let devices = device_names(&some);
+    let several = distinct(&devices).len() > 1;
+    let label = |(label, device): (String, &String)| match several {
+        true => format!("{label}, {device}"),
+        false => label,
+    };
+    let groups: Vec<String> = labels(&some).into_iter().zip(&devices).map(label).collect();
+    // Shares, so that a slow device's bars do not hide a fast one's.
+    let share = |m: &&Measurement, name: &String| {
+        let all: f64 = m.parts.iter().map(|p| p.1).sum();
+        m.parts.iter().find(|p| p.0 == *name).map_or(0.0, |p| p.1 / all.max(f64::MIN_POSITIVE))
+    };
+    let parts = names.iter().map(|n| (n.clone(), some.iter().map(|m| share(m, n)).collect())).collect();
+    (!some.is_empty()).then(|| Chart {
+        id: "step-parts",
+        title: "Where a training step's time goes".into(),
+        note: "shares of a step that was stopped between its parts".into(),
+        body: Body::Stacked { unit: Unit::Percent, groups, parts },
+    })
+}
+
+/// What models take, at inference and in training.
+pub(super) fn footprints(all: &[Footprint]) -> Option<Chart> {
+    let devices = all.iter().map(|f| f.device.as_str()).collect::<BTreeSet<_>>().len();
+    let group = |f: &Footprint| match devices {
+        1 => f.model.clone(),
+        _ => format!("{} on {}", f.model, f.device),
+    };
+    let series = |name: &str, value: fn(&Footprint) -> Option<f64>| BarSeries {
+        name: name.into(),
+        values: all.iter().map(|f| value(f).map(Range::exactly)).collect(),
+    };
+    (!all.is_empty()).then(|| Chart {
+        id: "memory-of-models",
+        title: "Memory of models".into(),
+        note: "buffers at inference (weights, cache, computing) and in training of an adapter".into(),
+        body: Body::Bars {
+            unit: Unit::Bytes,
+            groups: all.iter().map(group).collect(),
+            series: vec![series("inference", Footprint::inference), series("training", |f| f.training)],
+        },
+    })
+}
