@@ -61,9 +61,9 @@ pub fn size(bytes: u64) -> String {
 /// What is held on `device` by anyone, or, where its memory is the host's, by this process in pages of its own; none where
 /// nobody tells. How much it grows says what was taken.
 pub fn held_bytes(device: &Device) -> Option<u64> {
-    match device.kind() {
-        DeviceKind::Gpu | DeviceKind::Igpu => Some((device.memory().1 - device.memory().0) as u64),
-        DeviceKind::Cpu | DeviceKind::Software => own_host_bytes(),
+    match device.is_gpu() {
+        true => Some((device.memory().1 - device.memory().0) as u64),
+        false => own_host_bytes(),
     }
 }
 

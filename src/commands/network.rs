@@ -268,9 +268,9 @@ pub fn check_context(model: &Model, path: &Path, seq_len: usize) -> anyhow::Resu
 /// The most memory the device was seen to hold for this process: what the engine allocated, or, on a GPU that tells, by
 /// how much its free memory fell since `free_before`.
 pub fn device_bytes(engine: &Engine, device: &Device, free_before: usize) -> usize {
-    let fell = match device.kind() {
-        DeviceKind::Gpu | DeviceKind::Igpu => free_before.saturating_sub(device.memory().0),
-        DeviceKind::Cpu | DeviceKind::Software => 0,
+    let fell = match device.is_gpu() {
+        true => free_before.saturating_sub(device.memory().0),
+        false => 0,
     };
     fell.max(engine.device_bytes())
 }

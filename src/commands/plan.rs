@@ -12,7 +12,7 @@ use super::network::{check_context, default_batch, BackwardArgs, DataArgs, LoraA
 use super::provenance::Provenance;
 use super::ui::{Outcome, Problem, Ui};
 use crate::data::{epoch_rows, PackMode, Row};
-use crate::ggml::{DeviceKind, GgufFile};
+use crate::ggml::GgufFile;
 use crate::plan::{self, calibrate, Calibration, Fit, Pace, Planner, Request, Room, Times};
 use crate::train::{AdamW, EngineConfig};
 
@@ -167,8 +167,7 @@ fn make(args: &Args, ui: &Ui) -> anyhow::Result<Outcome> {
         measured: None,
     };
     let config = config(&request, &output.fit);
-    // Before the calibration, which loads the programs that training needs, too.
-    let held = held_bytes(&device);
+    let mut held = held_bytes(&device);
     let time = Duration::from_secs_f64(args.calibrate);
     let n_rows = if args.data.is_some() { rows.len() } else { ROWS };
     let pace = |times: &Times| times.pace(n_rows, request.rows_per_step, config.n_rows);
@@ -178,6 +177,10 @@ fn make(args: &Args, ui: &Ui) -> anyhow::Result<Outcome> {
         let calibration = calibrate(&file, &machine.backend, &config, &rows, time)?;
         output.epoch = Some(pace(&calibration.times));
         output.calibration = Some(calibration);
+    }
+    if !device.is_gpu() {
+        // A GPU's driver keeps the programs that the calibration loaded, and they count; a process keeps scraps.
+        held = held_bytes(&device);
     }
     let driver = output.calibration.and_then(|c| c.driver_bytes).unwrap_or_default();
     output.peak_bytes = output.fit.memory.total() as u64 + driver;
@@ -220,8 +223,7 @@ fn measure(
     let held = &mut || held_bytes(device).unwrap_or_default();
     let whole = plan::measure(file, &machine.backend, config, true, (rows, time), held)?;
     // A process also holds what is no tensor's: where those are small, its growth says nothing of them.
-    let on_gpu = matches!(device.kind(), DeviceKind::Gpu | DeviceKind::Igpu);
-    let least = if on_gpu { 1 } else { NOISE };
+    let least = if device.is_gpu() { 1 } else { NOISE };
     let peak_bytes = before.and_then(|b| whole.held.checked_sub(b)).filter(|&n| n >= least);
     let epoch_seconds = pace(&whole.times).seconds;
     Ok(Measured {

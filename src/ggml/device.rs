@@ -113,6 +113,11 @@ impl Device {
         self.kind
     }
 
+    /// Whether it is a GPU, of its own memory or not; software that behaves as one is none.
+    pub fn is_gpu(&self) -> bool {
+        matches!(self.kind(), DeviceKind::Gpu | DeviceKind::Igpu)
+    }
+
     /// Bytes free and bytes in all.
     pub fn memory(&self) -> (usize, usize) {
         let (mut free, mut total) = (0, 0);

@@ -8,9 +8,10 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::pace::Times;
+use super::weights::fill;
 use crate::bench;
 use crate::data::Row;
-use crate::ggml::{Backend, DeviceKind, Executor, GgufFile};
+use crate::ggml::{Backend, Executor, GgufFile};
 use crate::model::Model;
 use crate::train::{self, Engine, EngineConfig};
 
@@ -41,7 +42,7 @@ pub fn calibrate(
     // The deep one first: it brings an idle device up to speed, and compiles what there is to compile.
     let deep = Timed::of(file, backend, config, rows, DEEP, time * 2 / 3)?;
     let fell = free_before.saturating_sub(device.memory().0);
-    let tells = matches!(device.kind(), DeviceKind::Gpu | DeviceKind::Igpu) && fell > 0;
+    let tells = device.is_gpu() && fell > 0;
     let driver_bytes = tells.then(|| fell.saturating_sub(deep.device_bytes) as u64);
     let (n_deep, n_layer) = (deep.n_layer, deep.whole);
     let mut calibration = Calibration { times: deep.times, driver_bytes };
@@ -79,7 +80,7 @@ impl Timed {
         time: Duration,
     ) -> bench::Result<Self> {
         let whole = crate::model::Hparams::from_gguf(file).map_err(train::Error::from)?.n_layer;
-        let model = Model::shallow(file, backend, n_layer, &bench::fill).map_err(train::Error::from)?;
+        let model = Model::shallow(file, backend, n_layer, &fill).map_err(train::Error::from)?;
         let n_layer = model.hp.n_layer;
         let engine = Engine::new(&model, Executor::new(backend, None), config.clone())?;
         engine.lora().map_or(Ok(()), |l| l.init(1)).map_err(train::Error::from)?;

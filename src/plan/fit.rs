@@ -53,7 +53,7 @@ impl Room {
     /// What there is on `device`, of which no more than `limit` may be used.
     pub fn of(device: &Device, limit: Option<u64>) -> Self {
         let free_bytes = free_bytes(device);
-        let driver = if on_gpu(device) { DRIVER } else { 0 };
+        let driver = if device.is_gpu() { DRIVER } else { 0 };
         let free = free_bytes.map(|n| (n - n / MARGIN).saturating_sub(driver));
         let limit = limit.map(|n| n.saturating_sub(driver));
         let usable_bytes = match (free, limit) {
@@ -66,10 +66,6 @@ impl Room {
     fn holds(&self, memory: &Memory) -> bool {
         self.usable_bytes.is_none_or(|usable| memory.total() as u64 <= usable)
     }
-}
-
-fn on_gpu(device: &Device) -> bool {
-    matches!(device.kind(), DeviceKind::Gpu | DeviceKind::Igpu)
 }
 
 /// Bytes that can be had on `device`, as far as that is known. What a CPU or a software device uses is main memory.

@@ -7,12 +7,14 @@
 //! fit        memory of a setting, the largest micro-batch that fits, and what would fit where nothing does
 //! calibrate  what a whole model takes, from one of a few layers; or from the whole
 //! pace       seconds of an engine's steps, and of an epoch
+//! weights    what a few layers are filled with
 //! ```
 //! It never prints and never chooses a model or a device.
 
 mod calibrate;
 mod fit;
 mod pace;
+mod weights;
 
 pub use calibrate::{calibrate, measure, Calibration, Whole};
 pub use fit::{free_bytes, Fit, Planner, Request, Room};

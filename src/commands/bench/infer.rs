@@ -11,7 +11,7 @@ use super::source::SourceArgs;
 use crate::bench::{self, InferConfig, Test};
 use crate::commands::exact::ExactArg;
 use crate::commands::ui::{Interrupt, Outcome, Problem, Ui};
-use crate::ggml::{peak_host_bytes, Device, DeviceKind};
+use crate::ggml::{peak_host_bytes, Device};
 use crate::llama::{self, ModelParams};
 
 #[derive(Debug, clap::Args)]
@@ -81,7 +81,7 @@ pub fn run(args: &Args, interrupt: Interrupt, ui: &Ui) -> anyhow::Result<Outcome
         Some(name) => Device::by_name(name)?,
         None => Device::best()?,
     };
-    let on_gpu = matches!(device.kind(), DeviceKind::Gpu | DeviceKind::Igpu);
+    let on_gpu = device.is_gpu();
     let n_threads = args.threads.unwrap_or_else(|| llama::default_threads(device.name()).0);
     let source = args.source.ready(ui)?;
     let path = source.path();

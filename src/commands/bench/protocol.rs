@@ -139,7 +139,7 @@ fn measure(
     (interrupt, ui): (Interrupt, &Ui),
     done: &mut dyn FnMut(),
 ) -> anyhow::Result<Run> {
-    let on_gpu = matches!(device.kind(), DeviceKind::Gpu | DeviceKind::Igpu);
+    let on_gpu = device.is_gpu();
     let threads = plan.threads.unwrap_or_else(|| llama::default_threads(device.name()).0);
     plan.exact.prepare(source.path(), Some(device.name()), ui)?;
     let subject = Subject::new(source, &source.open()?, device, threads as usize).seeded(plan.seed);
