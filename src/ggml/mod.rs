@@ -32,7 +32,7 @@ pub use error::{Error, Result};
 pub use exec::{Arena, Executor, Plan};
 pub use gguf::{GgufFile, GgufStream, GgufWriter, TensorInfo};
 pub use graph::Graph;
-pub use host::{free_host_bytes, host_bytes, own_host_bytes, peak_host_bytes};
+pub use host::{free_host_bytes, host_bytes, own_host_bytes, peak_host_bytes, reset_peak_host_bytes};
 pub use map::FileMap;
 pub use ops::{Rope, RopeKind};
 pub use ops_fused::TERNARY_SUM_STEP;

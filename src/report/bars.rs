@@ -44,6 +44,9 @@ pub(super) fn charts(all: &[Measurement]) -> Vec<Chart> {
     charts
 }
 
+/// The setting that a device's room decides.
+const ROWS: &str = "rows at a time";
+
 /// Names of what is measured, short: the model and its type, and of the rest what differs among those of one kind.
 pub(super) fn labels(some: &[&Measurement]) -> Vec<String> {
     let setting = |m: &Measurement, name: &str| {
@@ -60,16 +63,27 @@ pub(super) fn labels(some: &[&Measurement]) -> Vec<String> {
         }
         names
     };
-    let names = [differing(Kind::Train), differing(Kind::Infer)];
+    let mut names = [differing(Kind::Train), differing(Kind::Infer)];
+    // How a device does it, not what it does: told only where nothing else tells two results of a device apart.
+    let rest = |m: &Measurement| {
+        let others = m.settings.iter().filter(|(name, _)| *name != ROWS).cloned().collect::<Vec<_>>();
+        (m.model.clone(), m.dtype.clone(), m.device.clone(), m.device_description.clone(), others)
+    };
+    let alike = |a: &Measurement, b: &Measurement| rest(a) == rest(b) && setting(a, ROWS) != setting(b, ROWS);
+    if !some.iter().enumerate().any(|(i, a)| some[..i].iter().any(|b| alike(a, b))) {
+        names[0].retain(|name| *name != ROWS);
+    }
     let label = |m: &&Measurement| {
         let mut label = format!("{} {}", m.model, m.dtype);
         for name in &names[usize::from(m.kind == Kind::Infer)] {
             let value = setting(m, name);
             match (*name, value.as_str()) {
                 ("tokens a step", n) => label.push_str(&format!(", {n} tokens")),
+                (ROWS, n) => label.push_str(&format!(", {n} rows at a time")),
+                ("cooperative matrices", "off") => label.push_str(", no matrix cores"),
                 // What is the usual needs no words.
                 ("recompute" | "cooperative matrices", "on") | (_, "fast" | "full" | "llama-bench" | "") => {}
-                ("arithmetic" | "layout", value) => label.push_str(&format!(", {value}")),
+                ("arithmetic" | "layout" | "protocol", value) => label.push_str(&format!(", {value}")),
                 (name, value) => label.push_str(&format!(", {name} {value}")),
             }
         }
@@ -235,4 +249,23 @@ pub(super) fn footprints(all: &[Footprint]) -> Option<Chart> {
             series: vec![series("inference", Footprint::inference), series("training", |f| f.training)],
         },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn measurement(device: &str, tokens: &str, rows: &str) -> Measurement {
+        Measurement::sample(device, &[("tokens a step", tokens), (ROWS, rows)], 1.0)
+    }
+
+    #[test]
+    fn rows_are_named_where_they_alone_differ() {
+        let (cpu, gpu) = (measurement("cpu", "4096", "1"), measurement("vulkan0", "4096", "8"));
+        let (short, fewer) = (measurement("vulkan0", "512", "1"), measurement("vulkan0", "4096", "4"));
+        let (a, b) = ("m TQ2_0, 4096 tokens", "m TQ2_0, 512 tokens");
+        assert_eq!(labels(&[&cpu, &gpu, &short]), [a, a, b]);
+        assert_eq!(labels(&[&cpu, &gpu]), ["m TQ2_0", "m TQ2_0"]);
+        assert_eq!(labels(&[&gpu, &fewer]), ["m TQ2_0, 8 rows at a time", "m TQ2_0, 4 rows at a time"]);
+    }
 }

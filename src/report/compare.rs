@@ -123,26 +123,10 @@ fn pooled(some: &[&Measurement]) -> Range {
 
 #[cfg(test)]
 mod tests {
-    use super::super::input::Kind;
     use super::*;
 
     fn measurement(device: &str, tokens: &str, speed: f64) -> Measurement {
-        Measurement {
-            path: "x.json".into(),
-            kind: Kind::Train,
-            model: "m".into(),
-            dtype: "TQ2_0".into(),
-            device: device.into(),
-            device_description: "a device".into(),
-            test: "train512".into(),
-            settings: vec![("tokens a step", tokens.into())],
-            tokens_per_second: Some(Range { median: speed, min: 0.9 * speed, max: 1.1 * speed }),
-            step_ms: None,
-            peak_device_bytes: Some(100.0),
-            peak_host_bytes: None,
-            parts: Vec::new(),
-            subject: Default::default(),
-        }
+        Measurement::sample(device, &[("tokens a step", tokens)], speed)
     }
 
     fn compared(old: &[Measurement], new: &[Measurement]) -> Result<Comparison> {

@@ -78,6 +78,29 @@ pub struct Measurement {
     pub subject: Map<String, Value>,
 }
 
+#[cfg(test)]
+impl Measurement {
+    /// One of training, for tests; a tenth less to a tenth more.
+    pub fn sample(device: &str, settings: &[(&'static str, &str)], speed: f64) -> Self {
+        Self {
+            path: "x.json".into(),
+            kind: Kind::Train,
+            model: "m".into(),
+            dtype: "TQ2_0".into(),
+            device: device.into(),
+            device_description: "a device".into(),
+            test: "train512".into(),
+            settings: settings.iter().map(|&(name, value)| (name, value.to_owned())).collect(),
+            tokens_per_second: Some(Range { median: speed, min: 0.9 * speed, max: 1.1 * speed }),
+            step_ms: None,
+            peak_device_bytes: Some(100.0),
+            peak_host_bytes: None,
+            parts: Vec::new(),
+            subject: Map::new(),
+        }
+    }
+}
+
 impl Input {
     /// Reads all of `paths`.
     pub fn read(paths: &[PathBuf]) -> Result<Self> {

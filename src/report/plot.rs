@@ -350,7 +350,7 @@ fn bar_frame<'a, 'b>(
     for (i, group) in groups.iter().enumerate() {
         let y = f64::from(rows.tops[i]) + f64::from(rows.heights[i]) / 2.0;
         let at = chart.plotting_area().map_coordinate(&(0.0, y));
-        area.draw_text(&fitting(group, label_width), &style, (pixels.start - px(8), at.1 - top))?;
+        area.draw_text(&fitting(group, label_width - 12), &style, (pixels.start - px(8), at.1 - top))?;
     }
     Ok(chart)
 }

@@ -12,7 +12,7 @@ use crate::bench::{self, Answers, InferConfig, Protocol, PUBLISHED};
 use crate::commands::exact::ExactArg;
 use crate::commands::synth;
 use crate::commands::ui::{Interrupt, Outcome, Ui};
-use crate::ggml::{peak_host_bytes, Device, DeviceKind};
+use crate::ggml::{peak_host_bytes, reset_peak_host_bytes, Device, DeviceKind};
 use crate::llama::{self, ModelParams};
 
 /// Before what is timed on a GPU: an idle one runs at a fraction of its clock.
@@ -144,6 +144,7 @@ fn measure(
     plan.exact.prepare(source.path(), Some(device.name()), ui)?;
     let subject = Subject::new(source, &source.open()?, device, threads as usize).seeded(plan.seed);
     let free_before = device.memory().0;
+    reset_peak_host_bytes();
     let model = llama::Model::load(source.path(), &ModelParams::on(Some(device.name())))?;
     let config = InferConfig {
         reps: plan.reps,

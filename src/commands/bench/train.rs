@@ -14,7 +14,7 @@ use crate::bench::{self, Layout, TrainConfig};
 use crate::commands::memory::MicroBatchArg;
 use crate::commands::network::{default_batch, device_bytes, BackwardArgs, LoraArgs, MachineArgs};
 use crate::commands::ui::{Interrupt, Outcome, Problem, Ui};
-use crate::ggml::peak_host_bytes;
+use crate::ggml::{peak_host_bytes, reset_peak_host_bytes};
 use crate::plan::Request;
 use crate::train::{AdamW, Recompute};
 
@@ -193,6 +193,7 @@ fn measure(
     flags.exact.check_training(&file, args.seq_len)?;
     let subject = Subject::new(case.source, &file, device, machine.threads).seeded(args.seed);
     let free_before = device.memory().0;
+    reset_peak_host_bytes();
     let request = Request {
         seq_len: args.seq_len,
         rows_per_step: n_rows,
