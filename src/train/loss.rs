@@ -6,7 +6,7 @@
 //! gradient is divided by the number of targets of the whole optimizer step, which the caller knows beforehand: how the
 //! step is cut into micro-batches does not change it.
 
-use crate::ggml::{Context, Dtype, Executor, Graph, Plan, Tensor};
+use crate::ggml::{is_exact, Context, Dtype, Executor, Graph, Plan, Tensor};
 use crate::model::Net;
 
 use super::batch::Prediction;
@@ -16,6 +16,11 @@ use super::error::Result;
 const LOGITS_BYTES: usize = 64 << 20;
 /// Rows of a chunk at most: a chunk is computed whole, so the last of a micro-batch wastes half of them on average.
 const MOST_ROWS: usize = 256;
+/// The same in exact arithmetic, where a sum is made by one invocation from its first term to its last: a product of few rows has too
+/// few sums to keep a GPU at work.
+const MOST_ROWS_EXACT: usize = 512;
+/// Of those of a micro-batch, though, a chunk is a quarter at most.
+const CHUNKS_EXACT: usize = 4;
 /// Rows that a chunk is a multiple of, for the parts of the inputs to begin where every device can bind them.
 const ROWS: usize = 64;
 
@@ -43,7 +48,11 @@ impl Head<Graph> {
     /// Rows per chunk for a vocabulary of `n_vocab` and micro-batches of `n_tokens`.
     pub fn chunk_for(n_vocab: usize, n_tokens: usize) -> usize {
         let fits = LOGITS_BYTES / (n_vocab * size_of::<f32>());
-        (fits / ROWS * ROWS).clamp(ROWS, MOST_ROWS).min(n_tokens.next_multiple_of(ROWS))
+        let most = match is_exact() {
+            true => (n_tokens / CHUNKS_EXACT / ROWS * ROWS).clamp(MOST_ROWS, MOST_ROWS_EXACT),
+            false => MOST_ROWS,
+        };
+        (fits / ROWS * ROWS).clamp(ROWS, most).min(n_tokens.next_multiple_of(ROWS))
     }
 
     /// Builds the head's graphs over `hidden` f32 `[n_embd, n_tokens + 1]`; with `dhidden` of the same shape also the

@@ -95,11 +95,20 @@ fn mul_mat_of_few_tokens() {
 fn mul_mat_of_many_tokens() {
     for dtype in TYPES {
         for k in lengths(dtype) {
-            // Square tiles, and those for few rows and for few tokens.
+            // Slim tiles (of short sums, square ones), and those for few rows and for few tokens.
             for (m, t) in [(68, 70), (9, 13), (70, 21)] {
                 Case::mul_mat(dtype, m, t, k).run();
             }
         }
+    }
+}
+
+/// Long sums of which there are enough for square tiles, but not for large ones.
+#[test]
+fn products_of_square_tiles() {
+    for dtype in [Dtype::F32, Dtype::F16, Dtype::Q6_K] {
+        Case::mul_mat(dtype, 258, 421, 256).run();
+        Case::out_prod(dtype, 256, 516, 99, TRANSPOSED).run();
     }
 }
 

@@ -82,6 +82,7 @@ struct tile_shape {
 
 // Every shape stays within 16 KiB of shared memory and 256 invocations.
 const tile_shape TILES[VK_QVAC_EXACT_TILE_COUNT] = {
+    /* SLIM     */ { 32, 64, 4, 4, 0 },
     /* SQUARE   */ { 64, 64, 4, 4, 0 },
     /* LARGE    */ { 128, 64, 8, 8, 0 },
     /* NARROW_M */ { 8, 4, 2, 1, 8 },
@@ -170,7 +171,11 @@ vk_qvac_exact_tile tile_of(const vk_device & device, const product & p, int64_t 
     if (tiles(VK_QVAC_EXACT_LARGE) >= 2 * cores) {
         return VK_QVAC_EXACT_LARGE;
     }
-    return long_sum && tiles(VK_QVAC_EXACT_SQUARE) < cores / 4 ? VK_QVAC_EXACT_NARROW_T : VK_QVAC_EXACT_SQUARE;
+    if (!long_sum || tiles(VK_QVAC_EXACT_SQUARE) >= 2 * cores) {
+        return VK_QVAC_EXACT_SQUARE;
+    }
+    // A core that has two workgroups multiplies for one while it reads for the other.
+    return tiles(VK_QVAC_EXACT_SQUARE) < cores / 4 ? VK_QVAC_EXACT_NARROW_T : VK_QVAC_EXACT_SLIM;
 }
 
 // The shaders count elements (of quantized types, blocks and their halves of words) in 32 bits, within one descriptor.

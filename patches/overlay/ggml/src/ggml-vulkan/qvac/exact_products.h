@@ -6,6 +6,7 @@
 
 // Tiles of outputs, and two shapes for few outputs, by the side that is narrow.
 enum vk_qvac_exact_tile {
+    VK_QVAC_EXACT_SLIM,
     VK_QVAC_EXACT_SQUARE,
     VK_QVAC_EXACT_LARGE,
     VK_QVAC_EXACT_NARROW_M,
