@@ -227,11 +227,14 @@ mod compare {
         fs::write(dir.path().join("text.json"), "not JSON").unwrap();
         fs::write(dir.path().join("object.json"), "{\"a\":1}").unwrap();
         fs::write(dir.path().join("empty.json"), "").unwrap();
+        let memory = r#"{"device":"cpu","models":[{"model":"m"}]}"#;
+        fs::write(dir.path().join("memory.json"), memory).unwrap();
         for (line, word) in [
             ("old.jsonl other.jsonl", "no measurement of `old.jsonl` was taken again in `other.jsonl`"),
             ("old.jsonl missing.json", "cannot read `missing.json`"),
             ("text.json old.jsonl", "`text.json`:1: not JSON"),
             ("object.json old.jsonl", "hint: give it a run's folder, or what `bench train`"),
+            ("memory.json memory.json", "`memory.json` holds no throughput"),
             ("empty.json old.jsonl", "`empty.json` holds nothing"),
             ("old.jsonl new.jsonl --fail-below 0", "--fail-below"),
         ] {

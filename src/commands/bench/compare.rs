@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::report::table;
-use crate::commands::ui::{Outcome, Ui};
+use crate::commands::ui::{Outcome, Problem, Ui};
 use crate::report::{compare, Comparison, Input, Ratio};
 
 #[derive(Debug, clap::Args)]
@@ -49,6 +49,16 @@ struct Output<'a> {
 pub fn run(args: &Args, ui: &Ui) -> anyhow::Result<Outcome> {
     let read = |path: &PathBuf| Input::read(std::slice::from_ref(path)).map(|input| input.measurements);
     let (old, new) = (read(&args.old)?, read(&args.new)?);
+    for (some, path) in [(&old, &args.old), (&new, &args.new)] {
+        if some.is_empty() {
+            let fact = format!("`{}` holds no throughput", path.display());
+            return Err(Problem::new(
+                fact,
+                "compare what `bench train`, `bench infer` or `scripts/figures` wrote",
+            )
+            .into());
+        }
+    }
     let found = compare((&old, &args.old), (&new, &args.new))?;
     let failed: Vec<&Ratio> = args.fail_below.map_or_else(Vec::new, |limit| found.below(limit).collect());
     let outcome = if failed.is_empty() { Outcome::Done } else { Outcome::CheckFailed };

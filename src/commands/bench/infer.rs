@@ -1,18 +1,16 @@
 //! `bench infer`: prompts and generated tokens through libllama.
 
-use std::num::NonZeroU32;
-
 use clap::builder::RangedU64ValueParser;
 use serde_json::json;
 
 use super::protocol::{self, Plan};
 use super::report::{report, table, Subject};
+use super::session::{How, Session};
 use super::source::SourceArgs;
-use crate::bench::{self, InferConfig, Test};
+use crate::bench::{self, Test};
 use crate::commands::exact::ExactArg;
 use crate::commands::ui::{Interrupt, Outcome, Problem, Ui};
 use crate::ggml::{peak_host_bytes, Device};
-use crate::llama::{self, ModelParams};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -63,6 +61,10 @@ impl Args {
             models => models.join(", "),
         }
     }
+
+    fn how(&self) -> How {
+        How { threads: self.threads, reps: self.reps, seed: self.seed, exact: self.exact }
+    }
 }
 
 /// Runs `bench infer`.
@@ -81,33 +83,15 @@ pub fn run(args: &Args, interrupt: Interrupt, ui: &Ui) -> anyhow::Result<Outcome
         Some(name) => Device::by_name(name)?,
         None => Device::best()?,
     };
-    let on_gpu = device.is_gpu();
-    let n_threads = args.threads.unwrap_or_else(|| llama::default_threads(device.name()).0);
     let source = args.source.ready(ui)?;
-    let path = source.path();
-    args.exact.prepare(path, Some(device.name()), ui)?;
-    let subject = Subject::new(&source, &source.open()?, &device, n_threads as usize).seeded(args.seed);
-    let free_before = device.memory().0;
-    let spinner = ui.spinner("load");
-    spinner.message(path.display().to_string());
-    let model = llama::Model::load(path, &ModelParams::on(Some(device.name())))?;
-    drop(spinner);
-
-    let config = InferConfig {
-        reps: args.reps,
-        warm_up: protocol::warm_up(on_gpu),
-        seed: args.seed,
-        n_threads: args.threads.and_then(NonZeroU32::new),
-        interrupt: Some(interrupt.flag()),
-    };
+    let session = Session::open(&source, &device, args.how(), interrupt, ui)?;
     let bar = ui.progress("test", (tests.len() * (1 + args.reps)) as u64);
     let (mut reports, mut rows) = (Vec::new(), Vec::new());
     for test in tests {
         bar.message(test.name());
-        let mut device_bytes = 0;
-        let figures = bench::infer(&model, test, &config, &mut || {
+        let figures = bench::infer(&session.model, test, &session.config, &mut || {
             bar.inc(1);
-            device_bytes = free_before.saturating_sub(device.memory().0).max(device_bytes);
+            session.look();
         })?;
         let speed = figures.seconds.map(|s| test.n_tokens() as f64 / s);
         reports.push(json!({
@@ -115,17 +99,17 @@ pub fn run(args: &Args, interrupt: Interrupt, ui: &Ui) -> anyhow::Result<Outcome
             "reps": args.reps,
             "tokens_per_second": speed,
             "first_seconds": figures.first_seconds,
-            "peak_device_bytes": on_gpu.then_some(device_bytes),
+            "peak_device_bytes": session.peak_device_bytes(),
             "peak_host_bytes": peak_host_bytes(),
         }));
-        let mut row = subject.cells();
+        let mut row = session.subject.cells();
         row.push(test.name());
         row.extend([speed.median, speed.min, speed.max].map(|s| format!("{s:.1}")));
         rows.push(row);
     }
     drop(bar);
     if ui.json() {
-        return report(ui, &subject, reports);
+        return report(ui, &session.subject, reports);
     }
     let mut headers = Subject::HEADERS.to_vec();
     headers.extend(["test", "tok/s", "min", "max"]);
@@ -144,13 +128,5 @@ fn protocol(args: &Args, interrupt: Interrupt, ui: &Ui) -> anyhow::Result<Outcom
         Some(device) => vec![device.clone()],
         None => args.devices.clone(),
     };
-    let plan = Plan {
-        models: &models,
-        devices: &devices,
-        threads: args.threads,
-        reps: args.reps,
-        seed: args.seed,
-        exact: args.exact,
-    };
-    protocol::run(&plan, interrupt, ui)
+    protocol::run(&Plan { models: &models, devices: &devices, how: args.how() }, interrupt, ui)
 }

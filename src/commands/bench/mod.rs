@@ -6,6 +6,7 @@ mod kernels;
 mod memory;
 mod protocol;
 pub(super) mod report;
+mod session;
 pub(super) mod source;
 mod train;
 

@@ -1,41 +1,23 @@
 //! `bench infer` as the reference publishes it: models times devices, and whether all gave the same tokens.
 
-use std::num::NonZeroU32;
 use std::path::Path;
-use std::time::Duration;
 
 use serde::Serialize;
 
 use super::report::{table, Subject};
+use super::session::{How, Session};
 use super::source::Source;
-use crate::bench::{self, Answers, InferConfig, Protocol, PUBLISHED};
-use crate::commands::exact::ExactArg;
+use crate::bench::{self, Answers, Protocol, PUBLISHED};
 use crate::commands::synth;
 use crate::commands::ui::{Interrupt, Outcome, Ui};
-use crate::ggml::{peak_host_bytes, reset_peak_host_bytes, Device, DeviceKind};
-use crate::llama::{self, ModelParams};
-
-/// Before what is timed on a GPU: an idle one runs at a fraction of its clock.
-const GPU_WARM_UP: Duration = Duration::from_secs(1);
-
-/// How long to compute before what is timed.
-pub fn warm_up(on_gpu: bool) -> Duration {
-    if on_gpu {
-        GPU_WARM_UP
-    } else {
-        Duration::ZERO
-    }
-}
+use crate::ggml::{peak_host_bytes, Device, DeviceKind};
 
 /// What to run.
 pub struct Plan<'a> {
     /// GGUF files, or SHAPE:TYPE.
     pub models: &'a [String],
     pub devices: &'a [String],
-    pub threads: Option<u32>,
-    pub reps: usize,
-    pub seed: u64,
-    pub exact: ExactArg,
+    pub how: How,
 }
 
 #[derive(Serialize)]
@@ -89,13 +71,13 @@ pub fn run(plan: &Plan, interrupt: Interrupt, ui: &Ui) -> anyhow::Result<Outcome
         names => names.iter().map(|n| Device::by_name(n)).collect::<Result<_, _>>()?,
     };
     let n = plan.models.len() * devices.len();
-    let bar = ui.progress("test", (n * (1 + plan.reps)) as u64);
+    let bar = ui.progress("test", (n * (1 + plan.how.reps)) as u64);
     let mut runs = Vec::new();
     for model in plan.models {
         let source = source(model, ui)?;
         for device in &devices {
             bar.message(format!("{model} on {}", device.name()));
-            runs.push(measure(model, &source, device, plan, (interrupt, ui), &mut || bar.inc(1))?);
+            runs.push(measure(model, &source, device, plan.how, (interrupt, ui), &mut || bar.inc(1))?);
         }
     }
     drop(bar);
@@ -103,11 +85,11 @@ pub fn run(plan: &Plan, interrupt: Interrupt, ui: &Ui) -> anyhow::Result<Outcome
         runs.iter().filter(|r| r.label == *model).map(|r| (r.device.as_str(), &r.answers)).collect()
     };
     let agreement: Vec<Agreement> = plan.models.iter().map(|m| Agreement::of(m, of(m))).collect();
-    let outcome = Agreement::outcome(&agreement, plan.exact.exact);
+    let outcome = Agreement::outcome(&agreement, plan.how.exact.exact);
     let output = Output {
         protocol: PUBLISHED,
-        reps: plan.reps,
-        seed: plan.seed,
+        reps: plan.how.reps,
+        seed: plan.how.seed,
         agreement,
         ratios: ratios(&runs),
         runs,
@@ -135,37 +117,23 @@ fn measure(
     label: &str,
     source: &Source,
     device: &Device,
-    plan: &Plan,
+    how: How,
     (interrupt, ui): (Interrupt, &Ui),
     done: &mut dyn FnMut(),
 ) -> anyhow::Result<Run> {
-    let on_gpu = device.is_gpu();
-    let threads = plan.threads.unwrap_or_else(|| llama::default_threads(device.name()).0);
-    plan.exact.prepare(source.path(), Some(device.name()), ui)?;
-    let subject = Subject::new(source, &source.open()?, device, threads as usize).seeded(plan.seed);
-    let free_before = device.memory().0;
-    reset_peak_host_bytes();
-    let model = llama::Model::load(source.path(), &ModelParams::on(Some(device.name())))?;
-    let config = InferConfig {
-        reps: plan.reps,
-        warm_up: warm_up(on_gpu),
-        seed: plan.seed,
-        n_threads: plan.threads.and_then(NonZeroU32::new),
-        interrupt: Some(interrupt.flag()),
-    };
-    let mut peak = 0;
-    let answers = bench::answer(&model, &PUBLISHED, &config, &mut || {
-        peak = free_before.saturating_sub(device.memory().0).max(peak);
+    let session = Session::open(source, device, how, interrupt, ui)?;
+    let answers = bench::answer(&session.model, &PUBLISHED, &session.config, &mut || {
+        session.look();
         done();
     })?;
     Ok(Run {
-        subject,
         label: label.into(),
         device: device.name().into(),
         on_cpu: device.kind() == DeviceKind::Cpu,
         answers,
-        peak_device_bytes: on_gpu.then_some(peak),
+        peak_device_bytes: session.peak_device_bytes(),
         peak_host_bytes: peak_host_bytes(),
+        subject: session.subject,
     })
 }
 
