@@ -1,18 +1,17 @@
 //! `bench memory`: what models take at inference and in training, side by side.
 
 use std::num::NonZeroU32;
-use std::path::Path;
 use std::time::Duration;
 
 use clap::builder::RangedU64ValueParser;
 use serde::Serialize;
 
 use super::report::table;
+use super::source::Source;
 use crate::bench::{self, Loaded};
 use crate::commands::memory::{held_bytes, size};
 use crate::commands::network::{default_batch, BackwardArgs, LoraArgs, Machine, MachineArgs};
 use crate::commands::provenance::Provenance;
-use crate::commands::synth as made;
 use crate::commands::ui::{Interrupt, Outcome, Ui};
 use crate::ggml::GgufFile;
 use crate::model::survey;
@@ -138,23 +137,12 @@ pub fn run(args: &Args, interrupt: Interrupt, ui: &Ui) -> anyhow::Result<Outcome
 }
 
 fn measure(model: &str, args: &Args, machine: &Machine) -> anyhow::Result<Row> {
-    let made;
-    let is_file = Path::new(model).exists();
-    let path = match model.rsplit_once(':').filter(|_| !is_file) {
-        None => Path::new(model),
-        Some((shape, dtype)) => {
-            let config = made::config(shape, dtype, 42)?;
-            let file = tempfile::Builder::new().prefix("qvac-ft-bench-").suffix(".gguf").tempfile()?;
-            made = file.into_temp_path();
-            crate::synth::write_empty(&config, &made)?;
-            &made
-        }
-    };
-    let file = GgufFile::open(path)?;
+    let source = Source::named_empty(model)?;
+    let (path, file) = (source.path(), source.open()?);
     let types = survey::types(&file);
     let mut row = Row {
         model: model.into(),
-        model_hash: is_file.then(|| model_hash(&file)),
+        model_hash: source.is_kept().then(|| model_hash(&file)),
         dtype: types.iter().max_by_key(|t| t.n_params).map_or("none", |t| t.name),
         n_params: types.iter().map(|t| t.n_params).sum(),
         file_bytes: file.len(),

@@ -1,14 +1,11 @@
 //! `bench infer` as the reference publishes it: models times devices, and whether all gave the same tokens.
 
-use std::path::Path;
-
 use serde::Serialize;
 
 use super::report::{table, Subject};
 use super::session::{How, Session};
 use super::source::Source;
 use crate::bench::{self, Answers, Protocol, PUBLISHED};
-use crate::commands::synth;
 use crate::commands::ui::{Interrupt, Outcome, Ui};
 use crate::ggml::{peak_host_bytes, Device, DeviceKind};
 
@@ -74,7 +71,7 @@ pub fn run(plan: &Plan, interrupt: Interrupt, ui: &Ui) -> anyhow::Result<Outcome
     let bar = ui.progress("test", (n * (1 + plan.how.reps)) as u64);
     let mut runs = Vec::new();
     for model in plan.models {
-        let source = source(model, ui)?;
+        let source = Source::named(model, ui)?;
         for device in &devices {
             bar.message(format!("{model} on {}", device.name()));
             runs.push(measure(model, &source, device, plan.how, (interrupt, ui), &mut || bar.inc(1))?);
@@ -100,17 +97,6 @@ pub fn run(plan: &Plan, interrupt: Interrupt, ui: &Ui) -> anyhow::Result<Outcome
         text(&output, ui)?;
     }
     Ok(outcome)
-}
-
-/// A file, or the model that SHAPE:TYPE names, made for as long as the result lives.
-pub fn source(model: &str, ui: &Ui) -> anyhow::Result<Source> {
-    let Some((shape, dtype)) = model.rsplit_once(':').filter(|_| !Path::new(model).exists()) else {
-        return Ok(Source::Kept(model.into()));
-    };
-    let config = synth::config(shape, dtype, 42)?;
-    let file = tempfile::Builder::new().prefix("qvac-ft-bench-").suffix(".gguf").tempfile()?.into_temp_path();
-    synth::write(&config, &file, ui)?;
-    Ok(Source::Temporary(file))
 }
 
 fn measure(

@@ -41,6 +41,44 @@ impl Source {
     pub fn open(&self) -> crate::ggml::Result<GgufFile> {
         GgufFile::open(self.path())
     }
+
+    /// The file of that name, or the model that SHAPE:TYPE names, with random weights.
+    pub fn named(model: &str, ui: &Ui) -> anyhow::Result<Self> {
+        match shape_of(model)? {
+            Some(config) => Self::made(|path| synth::write(&config, path, ui)),
+            None => Ok(Self::Kept(model.into())),
+        }
+    }
+
+    /// The same with zeros for weights, which take no room on the disk.
+    pub fn named_empty(model: &str) -> anyhow::Result<Self> {
+        match shape_of(model)? {
+            Some(config) => Self::made(|path| crate::synth::write_empty(&config, path)),
+            None => Ok(Self::Kept(model.into())),
+        }
+    }
+
+    /// Whether its weights are a model's own.
+    pub fn is_kept(&self) -> bool {
+        matches!(self, Self::Kept(_))
+    }
+
+    fn made<T>(write: impl FnOnce(&Path) -> crate::synth::Result<T>) -> anyhow::Result<Self> {
+        let file = temporary(&std::env::temp_dir())?;
+        write(&file)?;
+        Ok(Self::Temporary(file))
+    }
+}
+
+/// What SHAPE:TYPE describes, if there is no file of that name.
+fn shape_of(model: &str) -> anyhow::Result<Option<crate::synth::Config>> {
+    let named = model.rsplit_once(':').filter(|_| !Path::new(model).exists());
+    Ok(named.map(|(shape, dtype)| synth::config(shape, dtype, 42)).transpose()?)
+}
+
+fn temporary(folder: &Path) -> anyhow::Result<tempfile::TempPath> {
+    let file = tempfile::Builder::new().prefix("qvac-ft-bench-").suffix(".gguf").tempfile_in(folder);
+    Ok(file.with_context(|| format!("cannot write to `{}`", folder.display()))?.into_temp_path())
 }
 
 fn no_model() -> Problem {
@@ -63,10 +101,7 @@ impl SourceArgs {
             return Ok(Source::Kept(self.model.clone().ok_or_else(no_model)?));
         };
         let config = synth::config(shape, &self.dtype, 42)?;
-        let file = tempfile::Builder::new().prefix("qvac-ft-plan-").suffix(".gguf").tempfile()?;
-        let file = file.into_temp_path();
-        crate::synth::write_empty(&config, &file)?;
-        Ok(Source::Temporary(file))
+        Source::made(|path| crate::synth::write_empty(&config, path))
     }
 
     /// The file itself, if one was named.
@@ -80,16 +115,8 @@ impl SourceArgs {
             return Ok(Source::Kept(self.model.clone().ok_or_else(no_model)?));
         };
         let config = synth::config(shape, &self.dtype, 42)?;
-        // Whole or not at all: a file of that name is not looked at closely the next time.
-        let write = |folder: &Path| -> anyhow::Result<tempfile::TempPath> {
-            let file = tempfile::Builder::new().prefix("qvac-ft-bench-").suffix(".gguf").tempfile_in(folder);
-            let file =
-                file.with_context(|| format!("cannot write to `{}`", folder.display()))?.into_temp_path();
-            synth::write(&config, &file, ui)?;
-            Ok(file)
-        };
         let Some(path) = &self.model else {
-            return Ok(Source::Temporary(write(&std::env::temp_dir())?));
+            return Source::made(|path| synth::write(&config, path, ui));
         };
         if path.exists() {
             let file = GgufFile::open(path)?;
@@ -104,7 +131,10 @@ impl SourceArgs {
             }
         } else {
             let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            write(folder)?.persist(path).with_context(|| format!("cannot write to `{}`", path.display()))?;
+            // Whole or not at all: a file of that name is not looked at closely the next time.
+            let file = temporary(folder)?;
+            synth::write(&config, &file, ui)?;
+            file.persist(path).with_context(|| format!("cannot write to `{}`", path.display()))?;
         }
         Ok(Source::Kept(path.clone()))
     }

@@ -7,7 +7,6 @@ use clap::builder::RangedU64ValueParser;
 use clap::ValueEnum;
 use serde_json::json;
 
-use super::protocol;
 use super::report::{table, Report, Subject};
 use super::source::{Source, SourceArgs};
 use crate::bench::{self, Layout, TrainConfig};
@@ -150,7 +149,7 @@ pub fn run(args: &Args, interrupt: Interrupt, ui: &Ui) -> anyhow::Result<Outcome
     let n_models = args.models.len().max(1);
     for i in 0..n_models {
         let source = match args.models.get(i) {
-            Some(model) => protocol::source(model, ui)?,
+            Some(model) => Source::named(model, ui)?,
             None => args.source.ready(ui)?,
         };
         for &device in &devices {
