@@ -56,13 +56,17 @@ impl Executor {
 
     /// Memory for graphs to share.
     pub fn arena(&self) -> Result<Arena<'_>> {
+        let allocator = Rc::new(self.allocator()?);
+        self.arenas.borrow_mut().push(allocator.clone());
+        Ok(Arena { exec: self, allocator, reserved: 0, placed: false })
+    }
+
+    fn allocator(&self) -> Result<Allocator> {
         let buft = self.backend.buffer_type();
         // SAFETY: a live buffer type.
         let ptr = ffi::pointer(|err, size| unsafe { sys::qvac_gallocr_new(buft, err, size) })
             .map_err(|f| self.out_of_memory(f.reason, 0))?;
-        let allocator = Rc::new(Allocator { ptr, sized: Cell::new(0), _backend: self.backend.clone() });
-        self.arenas.borrow_mut().push(allocator.clone());
-        Ok(Arena { exec: self, allocator, reserved: 0, placed: false })
+        Ok(Allocator { ptr, sized: Cell::new(0), _backend: self.backend.clone() })
     }
 
     /// Places `graphs` into one arena.
@@ -175,9 +179,9 @@ impl Arena<'_> {
             return Ok(0);
         }
         self.exec.check(graph)?;
-        let bytes = self.bytes_for(graph);
+        let bytes = self.exec.allocator()?.bytes_with(graph);
         if self.exec.backend.is_sizing() {
-            self.allocator.sized.set(bytes.max(self.allocator.sized.get()));
+            self.allocator.sized.set(self.allocator.bytes_with(graph));
             return Ok(bytes);
         }
         let reserved = self.exec.checked(|err, size| {
@@ -188,22 +192,6 @@ impl Arena<'_> {
             Err(Error::OutOfDeviceMemory { what, .. }) => Err(self.exec.out_of_memory(what, bytes)),
             result => result.map(|()| bytes),
         }
-    }
-
-    /// How much `graph` asks for. Allocates nothing; a buffer that is too small for it is given back.
-    fn bytes_for(&self, graph: &Graph) -> usize {
-        let mut bytes = 0;
-        // SAFETY: a live allocator of one buffer, whose size is written, and a live graph.
-        unsafe {
-            sys::ggml_gallocr_reserve_n_size(
-                self.allocator.ptr.as_ptr(),
-                graph.raw(),
-                std::ptr::null(),
-                std::ptr::null(),
-                &mut bytes,
-            );
-        }
-        bytes
     }
 
     /// Gives the tensors of a graph that was reserved for their places.
@@ -305,9 +293,28 @@ enum Memory {
 
 struct Allocator {
     ptr: NonNull<sys::ggml_gallocr>,
-    /// Bytes of the hungriest graph, where none are allocated.
+    /// Bytes that it would have, where none are allocated.
     sized: Cell<usize>,
     _backend: Backend,
+}
+
+impl Allocator {
+    /// The bytes that suffice for `graph` and for all that were asked for before it. Allocates nothing; a buffer that is too
+    /// small is given back.
+    fn bytes_with(&self, graph: &Graph) -> usize {
+        let mut bytes = 0;
+        // SAFETY: a live allocator of one buffer, whose size is written, and a live graph.
+        unsafe {
+            sys::ggml_gallocr_reserve_n_size(
+                self.ptr.as_ptr(),
+                graph.raw(),
+                std::ptr::null(),
+                std::ptr::null(),
+                &mut bytes,
+            );
+        }
+        bytes
+    }
 }
 
 impl Drop for Allocator {
