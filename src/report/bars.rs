@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::chart::{BarSeries, Body, Chart};
 use super::footprint::Footprint;
 use super::format::Unit;
-use super::input::{Kind, Measurement};
+use super::input::{Kind, Measurement, ROWS};
 use super::Range;
 
 /// Every picture that `all` give.
@@ -43,9 +43,6 @@ pub(super) fn charts(all: &[Measurement]) -> Vec<Chart> {
     charts.extend(step_parts(&kinds[0].4));
     charts
 }
-
-/// The setting that a device's room decides.
-const ROWS: &str = "rows at a time";
 
 /// Names of what is measured, short: the model and its type, and of the rest what differs among those of one kind.
 pub(super) fn labels(some: &[&Measurement]) -> Vec<String> {

@@ -54,6 +54,9 @@ pub enum Kind {
     Infer,
 }
 
+/// The setting that a device's room decides.
+pub(super) const ROWS: &str = "rows at a time";
+
 /// One test of one result of `bench`.
 #[derive(Clone, Debug)]
 pub struct Measurement {
@@ -306,7 +309,7 @@ fn measurement(subject: &Map<String, Value>, test: &Value, path: &Path) -> Resul
     const OF_TRAINING: &[(&str, &str)] = &[
         ("tokens a step", "batch_tokens"),
         ("tokens a row", "seq_len"),
-        ("rows at a time", "micro_batch_rows"),
+        (ROWS, "micro_batch_rows"),
         ("recompute", "recompute"),
         ("limbs", "backward_limbs"),
         ("rank", "rank"),
