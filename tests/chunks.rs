@@ -4,22 +4,21 @@
 
 mod common;
 
-use std::process::Command;
+use std::path::Path;
 
-use assert_cmd::cargo::CommandCargoExt as _;
 use common::device::vulkan;
+use common::program::{command, stderr};
 use serde_json::Value;
 
 /// What the program says of a training step of four rows, with parts of at most `part` bytes.
 fn run(device: &str, line: &str, part: Option<usize>) -> Value {
     const STEP: &str = "--shape nano --seq-len 128 --batch-tokens 512 --micro-batch 4 --json --device";
-    let mut command = Command::cargo_bin("qvac-ft").expect("the program is built");
-    command.args(line.split(' ')).args(STEP.split(' ')).arg(device);
+    let mut command = command(Path::new("."), &format!("{line} {STEP} {device}"));
     command.env_remove("GGML_VK_SUBALLOCATION_BLOCK_SIZE");
     command.envs(part.map(|bytes| ("GGML_VK_SUBALLOCATION_BLOCK_SIZE", bytes.to_string())));
     let output = command.output().expect("the program starts");
-    let told = String::from_utf8_lossy(&output.stderr);
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("`{line}`, parts of {part:?}: {told}"))
+    let told = || panic!("`{line}`, parts of {part:?}: {}", stderr(&output));
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|_| told())
 }
 
 const PARTS: [usize; 2] = [1 << 20, 1 << 18];

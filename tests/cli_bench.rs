@@ -3,26 +3,16 @@
 mod common;
 
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::Output;
 
-use assert_cmd::cargo::CommandCargoExt as _;
 use common::nano_model;
+use common::program::{command, json, stderr};
 use serde_json::Value;
 
 fn bench(dir: &Path, line: &str) -> Output {
-    let mut command = Command::cargo_bin("qvac-ft").expect("the program is built");
-    command.arg("bench").args(line.split_whitespace()).current_dir(dir).stdin(Stdio::null());
     // Temporary models go there, so that one left behind is seen.
-    command.env_remove("RUST_BACKTRACE").env("TMPDIR", dir).output().expect("the program starts")
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn json(output: &Output) -> Value {
-    assert_eq!(output.status.code(), Some(0), "{}", stderr(output));
-    serde_json::from_slice(&output.stdout).expect("one JSON object")
+    let mut command = command(dir, &format!("bench {line}"));
+    command.env("TMPDIR", dir).output().expect("the program starts")
 }
 
 fn files(dir: &Path) -> usize {

@@ -5,27 +5,12 @@ mod common;
 
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use assert_cmd::cargo::CommandCargoExt as _;
 use common::nano_model;
+use common::program::{command as qvac, json, stderr};
 use serde_json::Value;
-
-fn qvac(dir: &Path, line: &str) -> Command {
-    let mut command = Command::cargo_bin("qvac-ft").expect("the program is built");
-    command.args(line.split_whitespace()).current_dir(dir).stdin(Stdio::null()).env_remove("RUST_BACKTRACE");
-    command
-}
-
-fn json(output: &Output) -> Value {
-    assert_eq!(output.status.code(), Some(0), "{}", stderr(output));
-    serde_json::from_slice(&output.stdout).expect("one JSON object")
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
 
 /// A folder with the model and twenty labelled chats.
 fn room() -> tempfile::TempDir {

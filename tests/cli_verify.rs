@@ -4,22 +4,11 @@ mod common;
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
 
-use assert_cmd::cargo::CommandCargoExt as _;
 use common::nano_model;
+use common::program::{run as qvac, stderr};
 use qvac_ft::ggml::{Dtype, GgufFile, GgufWriter};
 use serde_json::Value;
-
-fn qvac(dir: &Path, line: &str) -> Output {
-    let mut command = Command::cargo_bin("qvac-ft").expect("the program is built");
-    command.args(line.split_whitespace()).current_dir(dir).stdin(Stdio::null()).env_remove("RUST_BACKTRACE");
-    command.output().expect("the program starts")
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
 
 #[track_caller]
 fn refused(dir: &Path, line: &str, expected: &str) {

@@ -6,19 +6,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use assert_cmd::cargo::CommandCargoExt as _;
 use common::nano_model;
+use common::program::{json as json_of, run as qvac, stderr};
 use serde_json::{json, Value};
-
-fn qvac(dir: &Path, line: &str) -> Output {
-    let mut command = Command::cargo_bin("qvac-ft").expect("the program is built");
-    command.args(line.split_whitespace()).current_dir(dir).stdin(Stdio::null()).env_remove("RUST_BACKTRACE");
-    command.output().expect("the program starts")
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
 
 fn ok(output: Output) -> Output {
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
@@ -26,7 +16,7 @@ fn ok(output: Output) -> Output {
 }
 
 fn object(output: Output) -> Value {
-    serde_json::from_slice(&ok(output).stdout).expect("one JSON object")
+    json_of(&output)
 }
 
 /// A folder with a run of forty steps, its results, and those of `bench`.

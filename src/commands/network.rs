@@ -126,6 +126,16 @@ pub fn default_batch(seq_len: usize) -> usize {
     (TOKENS / seq_len).max(1) * seq_len
 }
 
+/// The tokens of an optimizer step that were asked for, or the usual number; whole rows.
+pub fn batch_tokens(asked: Option<usize>, seq_len: usize) -> Result<usize, Problem> {
+    let tokens = asked.unwrap_or_else(|| default_batch(seq_len));
+    if tokens == 0 || tokens % seq_len != 0 {
+        let fact = format!("`--batch-tokens {tokens}` is no multiple of `--seq-len {seq_len}`");
+        return Err(Problem::new(fact, format!("pass `--batch-tokens {seq_len}`")));
+    }
+    Ok(tokens)
+}
+
 /// How data becomes tokens.
 #[derive(Debug, clap::Args)]
 pub struct DataArgs {

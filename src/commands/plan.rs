@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::bench::source::SourceArgs;
 use super::memory::{advice, held_bytes, size};
-use super::network::{check_context, default_batch, BackwardArgs, DataArgs, LoraArgs, Machine, MachineArgs};
+use super::network::{batch_tokens, check_context, BackwardArgs, DataArgs, LoraArgs, Machine, MachineArgs};
 use super::provenance::Provenance;
 use super::ui::{Outcome, Problem, Ui};
 use crate::data::{epoch_rows, PackMode, Row};
@@ -116,11 +116,7 @@ pub fn run(args: Args, ui: &Ui) -> anyhow::Result<Outcome> {
 
 fn make(args: &Args, ui: &Ui) -> anyhow::Result<Outcome> {
     let seq_len = args.tokens.seq_len;
-    let batch_tokens = args.batch_tokens.unwrap_or_else(|| default_batch(seq_len));
-    if batch_tokens == 0 || batch_tokens % seq_len != 0 {
-        let fact = format!("`--batch-tokens {batch_tokens}` is no multiple of `--seq-len {seq_len}`");
-        return Err(Problem::new(fact, format!("pass `--batch-tokens {seq_len}`")).into());
-    }
+    let batch_tokens = batch_tokens(args.batch_tokens, seq_len)?;
     let lora = args.lora.config()?;
     let source = args.source.table()?;
     let file = source.open()?;

@@ -8,7 +8,7 @@ use clap::builder::RangedU64ValueParser;
 use clap::ValueEnum;
 use serde::Serialize;
 
-use super::network::{default_batch, BackwardArgs, DataArgs, Held, LoraArgs, Machine, NetworkArgs};
+use super::network::{batch_tokens, BackwardArgs, DataArgs, Held, LoraArgs, Machine, NetworkArgs};
 use super::provenance::{Provenance, LLAMA_CPP, PATCH_HASH};
 use super::report;
 use super::ui::{Interrupt, Outcome, Progress, Ui};
@@ -287,7 +287,7 @@ fn run_config(
         seq_len: args.tokens.seq_len,
         backward_limbs: args.backward.backward_limbs,
         exact: args.network.machine.exact.exact.then_some(EXACT_VERSION),
-        batch_tokens: o.batch_tokens.unwrap_or_else(|| default_batch(args.tokens.seq_len)),
+        batch_tokens: batch_tokens(o.batch_tokens, args.tokens.seq_len)?,
         pack: if args.no_pack { PackMode::NoPack } else { PackMode::Pack },
         loss_on: args.tokens.loss_on.into(),
         chat_template: args.tokens.chat_template.clone(),

@@ -5,6 +5,7 @@
 
 pub mod device;
 pub mod numeric;
+pub mod program;
 pub mod real;
 
 use std::path::{Path, PathBuf};

@@ -11,8 +11,8 @@ use super::report::{table, Report, Subject};
 use super::source::{Source, SourceArgs};
 use crate::bench::{self, Layout, TrainConfig};
 use crate::commands::memory::MicroBatchArg;
-use crate::commands::network::{default_batch, device_bytes, BackwardArgs, LoraArgs, MachineArgs};
-use crate::commands::ui::{Interrupt, Outcome, Problem, Ui};
+use crate::commands::network::{batch_tokens, device_bytes, BackwardArgs, LoraArgs, MachineArgs};
+use crate::commands::ui::{Interrupt, Outcome, Ui};
 use crate::ggml::{peak_host_bytes, reset_peak_host_bytes};
 use crate::plan::Request;
 use crate::train::{AdamW, Recompute};
@@ -123,11 +123,7 @@ struct Measured {
 
 /// Runs `bench train`.
 pub fn run(args: &Args, interrupt: Interrupt, ui: &Ui) -> anyhow::Result<Outcome> {
-    let batch_tokens = args.batch_tokens.unwrap_or_else(|| default_batch(args.seq_len));
-    if batch_tokens == 0 || batch_tokens % args.seq_len != 0 {
-        let fact = format!("`--batch-tokens {batch_tokens}` is no multiple of `--seq-len {}`", args.seq_len);
-        return Err(Problem::new(fact, format!("pass `--batch-tokens {}`", args.seq_len)).into());
-    }
+    let batch_tokens = batch_tokens(args.batch_tokens, args.seq_len)?;
     args.lora.config()?;
     let devices: Vec<Option<&str>> = match args.devices.as_slice() {
         [] => vec![args.machine.device.as_deref()],
