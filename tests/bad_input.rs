@@ -244,7 +244,7 @@ fn settings() -> Vec<Case> {
         flags(
             "batch that is no whole number of rows",
             "--device cpu --seq-len 128 --batch-tokens 100",
-            &["`batch-tokens` is 100", "multiple of"],
+            &["`--batch-tokens 100` is no multiple of `--seq-len 128`", "hint: pass `--batch-tokens 128`"],
         ),
         flags(
             "rank larger than the layer",
