@@ -144,7 +144,7 @@ fn make(args: &Args, ui: &Ui) -> anyhow::Result<Outcome> {
     let chosen = planner.choose(&request, &room)?;
     let mut output = Output {
         // A shape's file is a table without weights.
-        provenance: Provenance::new(&device, args.source.model().is_some().then_some(&file)),
+        provenance: Provenance::new(&device, source.is_kept().then_some(&file)),
         model: args.source.model().map(Into::into),
         name: planner.model().name.clone().unwrap_or_else(|| args.source.what()),
         threads: machine.threads,

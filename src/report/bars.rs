@@ -21,7 +21,8 @@ pub(super) fn charts(all: &[Measurement]) -> Vec<Chart> {
     ];
     for (_, title, what, id, some) in &kinds {
         let note = format!("{what} per second: median, with least and most");
-        charts.extend(bars(id, title, note, Unit::TokensPerSecond, some, |m| m.tokens_per_second));
+        let grid = Grid::of(some, |m| m.tokens_per_second);
+        charts.extend(grid.chart(id, (*title).into(), note, Unit::TokensPerSecond));
     }
     for (name, _, _, _, some) in &kinds {
         charts.extend(against_cpu(name, some));
@@ -38,7 +39,8 @@ pub(super) fn charts(all: &[Measurement]) -> Vec<Chart> {
             _ => m.peak_device_bytes,
         };
         let note = "at most; on a GPU its own memory, on a CPU the whole process".to_owned();
-        charts.extend(bars(id, title, note, Unit::Bytes, some, |m| peak(m).map(Range::exactly)));
+        let grid = Grid::of(some, |m| peak(m).map(Range::exactly));
+        charts.extend(grid.chart(id, title.into(), note, Unit::Bytes));
     }
     charts.extend(step_parts(&kinds[0].4));
     charts
@@ -117,71 +119,57 @@ fn distinct(names: &[String]) -> Vec<String> {
     names.iter().filter(|n| seen.insert(n.as_str())).cloned().collect()
 }
 
-fn bars(
-    id: &'static str,
-    title: &str,
-    note: String,
-    unit: Unit,
-    some: &[&Measurement],
-    value: impl Fn(&Measurement) -> Option<Range>,
-) -> Option<Chart> {
-    let (labels, devices) = (bar_labels(some), device_names(some));
-    let (groups, names) = (distinct(&labels), distinct(&devices));
-    // Of a figure that was taken twice the last one stands.
-    let cell = |group: &str, name: &str| {
-        (0..some.len())
-            .rev()
-            .filter(|&i| labels[i] == group && devices[i] == name)
-            .find_map(|i| value(some[i]))
-    };
-    let series: Vec<BarSeries> = names
-        .iter()
-        .map(|name| BarSeries {
-            name: name.clone(),
-            values: groups.iter().map(|group| cell(group, name)).collect(),
-        })
-        .filter(|s| s.values.iter().any(Option::is_some))
-        .collect();
-    let keep: Vec<bool> = (0..groups.len()).map(|i| series.iter().any(|s| s.values[i].is_some())).collect();
-    let kept = |i: &usize| keep[*i];
-    let series: Vec<BarSeries> = series
-        .into_iter()
-        .map(|s| BarSeries { values: (0..groups.len()).filter(kept).map(|i| s.values[i]).collect(), ..s })
-        .collect();
-    let groups: Vec<String> = (0..groups.len()).filter(kept).map(|i| groups[i].clone()).collect();
-    (!series.is_empty()).then(|| Chart {
-        id,
-        title: title.into(),
-        note,
-        body: Body::Bars { unit, groups, series },
-    })
+/// Figures by what was measured, a series for each device.
+struct Grid {
+    groups: Vec<String>,
+    series: Vec<BarSeries>,
+}
+
+impl Grid {
+    fn of(some: &[&Measurement], value: impl Fn(&Measurement) -> Option<Range>) -> Self {
+        let (labels, devices) = (bar_labels(some), device_names(some));
+        let groups = distinct(&labels);
+        // Of a figure that was taken twice the last one stands.
+        let cell = |group: &str, name: &str| {
+            (0..some.len())
+                .rev()
+                .filter(|&i| labels[i] == group && devices[i] == name)
+                .find_map(|i| value(some[i]))
+        };
+        let series = distinct(&devices)
+            .into_iter()
+            .map(|name| BarSeries { values: groups.iter().map(|group| cell(group, &name)).collect(), name });
+        Self { series: series.collect(), groups }
+    }
+
+    /// The same over the CPU's figures, which are no longer there; none without a CPU.
+    fn over_cpu(mut self) -> Option<Self> {
+        let cpu = self.series.iter().position(|s| s.name.starts_with("cpu"))?;
+        let cpu = self.series.remove(cpu);
+        for s in &mut self.series {
+            for (value, cpu) in s.values.iter_mut().zip(&cpu.values) {
+                *value = value.zip(*cpu).map(|(new, old)| new.over(old));
+            }
+        }
+        Some(self)
+    }
+
+    /// A picture without the groups and series of which nothing is known; none where that is all.
+    fn chart(mut self, id: &'static str, title: String, note: String, unit: Unit) -> Option<Chart> {
+        self.series.retain(|s| s.values.iter().any(Option::is_some));
+        let known = |i: &usize| self.series.iter().any(|s| s.values[*i].is_some());
+        let kept: Vec<usize> = (0..self.groups.len()).filter(known).collect();
+        for s in &mut self.series {
+            s.values = kept.iter().map(|&i| s.values[i]).collect();
+        }
+        let groups = kept.iter().map(|&i| self.groups[i].clone()).collect();
+        let body = Body::Bars { unit, groups, series: self.series };
+        (!kept.is_empty()).then_some(Chart { id, title, note, body })
+    }
 }
 
 /// How many times as fast as the CPU each other device is, where both were measured.
 fn against_cpu(what: &str, some: &[&Measurement]) -> Option<Chart> {
-    let (labels, devices) = (bar_labels(some), device_names(some));
-    let groups = distinct(&labels);
-    let speed = |group: &str, name: &str| {
-        (0..some.len())
-            .rev()
-            .filter(|&i| labels[i] == group && devices[i] == name)
-            .find_map(|i| some[i].tokens_per_second)
-    };
-    let cpu = distinct(&devices).into_iter().find(|name| name.starts_with("cpu"))?;
-    let mut series = Vec::new();
-    for name in distinct(&devices).into_iter().filter(|name| *name != cpu) {
-        let ratio = |group: &String| {
-            let (new, old) = (speed(group, &name)?, speed(group, &cpu)?);
-            Some(new.over(old))
-        };
-        series.push(BarSeries { values: groups.iter().map(ratio).collect(), name });
-    }
-    series.retain(|s| s.values.iter().any(Option::is_some));
-    let kept: Vec<usize> =
-        (0..groups.len()).filter(|&i| series.iter().any(|s| s.values[i].is_some())).collect();
-    for s in &mut series {
-        s.values = kept.iter().map(|&i| s.values[i]).collect();
-    }
     let id = match what {
         "training" => "train-against-cpu",
         "prompts" => "prompt-against-cpu",
@@ -189,16 +177,8 @@ fn against_cpu(what: &str, some: &[&Measurement]) -> Option<Chart> {
     };
     let mut title = format!("{what} against the CPU");
     title[..1].make_ascii_uppercase();
-    (!series.is_empty()).then(|| Chart {
-        id,
-        title,
-        note: "times the CPU's throughput: of the medians, with least and most".into(),
-        body: Body::Bars {
-            unit: Unit::Times,
-            groups: kept.iter().map(|&i| groups[i].clone()).collect(),
-            series,
-        },
-    })
+    let note = "times the CPU's throughput: of the medians, with least and most".into();
+    Grid::of(some, |m| m.tokens_per_second).over_cpu()?.chart(id, title, note, Unit::Times)
 }
 
 fn step_parts(some: &[&Measurement]) -> Option<Chart> {
@@ -236,16 +216,10 @@ pub(super) fn footprints(all: &[Footprint]) -> Option<Chart> {
         name: name.into(),
         values: all.iter().map(|f| value(f).map(Range::exactly)).collect(),
     };
-    (!all.is_empty()).then(|| Chart {
-        id: "memory-of-models",
-        title: "Memory of models".into(),
-        note: "buffers at inference (weights, cache, computing) and in training of an adapter".into(),
-        body: Body::Bars {
-            unit: Unit::Bytes,
-            groups: all.iter().map(group).collect(),
-            series: vec![series("inference", Footprint::inference), series("training", |f| f.training)],
-        },
-    })
+    let series = vec![series("inference", Footprint::inference), series("training", |f| f.training)];
+    let note = "buffers at inference (weights, cache, computing) and in training of an adapter";
+    let grid = Grid { groups: all.iter().map(group).collect(), series };
+    grid.chart("memory-of-models", "Memory of models".into(), note.into(), Unit::Bytes)
 }
 
 #[cfg(test)]
